@@ -1,0 +1,50 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# uv reads its own variables; hand it the wheels and certificates that pip is configured with.
+export UV_FIND_LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
+export UV_PYTHON_DOWNLOADS := never
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help demo test test-slow lint format clean
+help:
+	@echo "make demo       set up, then run the whole method at nano size (CPU is enough)"
+	@echo "make test       set up, then run the fast tests, the linter and the type checker"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make lint       ruff and mypy only;  make format: ruff format"
+
+$(BIN)/python:
+	@command -v uv >/dev/null && uv venv --quiet --python "$(PYTHON)" $(VENV) || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dcore_jax needs Python 3.11 or newer; run make PYTHON=python3.11")' || { rm -rf $(VENV); exit 1; }
+
+# Which extras are installed is remembered in a stamp that pyproject.toml can outdate.
+$(VENV)/.core $(VENV)/.test: pyproject.toml | $(BIN)/python
+	@command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv
+	@echo "installing dependencies into $(VENV) (once) ..."
+	@PATH="$$PATH:$(BIN)" uv pip install --quiet -e ".$(if $(filter %.test,$@),[test],)"
+	@touch $@
+
+demo: $(VENV)/.core
+	@$(BIN)/python scripts/demo.py
+
+lint: $(VENV)/.test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.test
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+test: lint
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slow: $(VENV)/.test
+	@$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) .cache runs demo
