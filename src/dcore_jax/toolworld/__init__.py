@@ -1,1 +1,33 @@
+"""A small world of stateful tools: seeded tasks, sample data, and an environment to act in."""
 
+from dcore_jax.toolworld import families as families  # registers the families that come with the library
+from dcore_jax.toolworld.environment import Environment, Observation, ToolWorld
+from dcore_jax.toolworld.family import Output, Plan, Step, ToolFamily, family_names, get_family, register
+from dcore_jax.toolworld.generate import generate_tasks
+from dcore_jax.toolworld.records import to_record, write_jsonl
+from dcore_jax.toolworld.task import KINDS, MAX_SUBTASKS, REFUSAL, SPLITS, Task
+from dcore_jax.toolworld.tool import Tool, ToolError, object_schema
+
+__all__ = [
+    "KINDS",
+    "MAX_SUBTASKS",
+    "REFUSAL",
+    "SPLITS",
+    "Environment",
+    "Observation",
+    "Output",
+    "Plan",
+    "Step",
+    "Task",
+    "Tool",
+    "ToolError",
+    "ToolFamily",
+    "ToolWorld",
+    "family_names",
+    "generate_tasks",
+    "get_family",
+    "object_schema",
+    "register",
+    "to_record",
+    "write_jsonl",
+]

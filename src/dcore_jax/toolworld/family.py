@@ -1,0 +1,145 @@
+"""What a family of tools declares, and the register of families.
+
+A family is data: its tools, the requests that they serve (plans of one to four calls), the requests that
+they do not serve, and how values and states are drawn. A new family is one file in `families/` and one line
+in its `__init__`.
+"""
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from dcore_jax.calls import JSON
+from dcore_jax.errors import UserError
+from dcore_jax.toolworld.tool import Tool
+
+Draw = Callable[[Random], Any]  # one random value; called again when the value is already taken
+
+
+@dataclass(frozen=True)
+class Output:
+    """An argument from an earlier output: field `key` of what step `step` of its plan (from 0) gave."""
+
+    step: int
+    key: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of a plan.
+
+    `arguments` maps a parameter to a slot's name or to an Output. `wording` describes the step in words;
+    `{slot}` stands for a slot's value and `{0}` for the number of the plan's first step, so it cannot name
+    a value that only the reference knows.
+    """
+
+    tool: str
+    arguments: Mapping[str, "str | Output"]
+    wording: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One request and the calls that serve it.
+
+    `requests` word the same request in one to three ways, slots in braces; slots of one type are told apart
+    by a digit (`{folder}`, `{folder2}`). `report` is the closing answer, with `{1[text]}` for an output. A
+    plan without steps is a request that no tool of the family serves.
+    """
+
+    requests: tuple[str, ...]
+    steps: tuple[Step, ...] = ()
+    report: str = ""
+    slots: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = (name for _, name, _, _ in string.Formatter().parse(self.requests[0]) if name)
+        object.__setattr__(self, "slots", tuple(dict.fromkeys(names)))
+
+
+@dataclass(frozen=True)
+class ToolFamily:
+    """Tools over one kind of state, and the requests made of them.
+
+    `values` draws a value for a slot type; `initial_state(rng, wanted)` builds a JSON state in which the
+    wanted values (by slot type) exist, unless they are free ones such as a text to write.
+    """
+
+    name: str
+    tools: tuple[Tool, ...]
+    plans: tuple[Plan, ...]
+    foreign: tuple[Plan, ...]
+    values: Mapping[str, Draw]
+    initial_state: Callable[[Random, Mapping[str, Sequence[JSON]]], JSON]
+
+    def tool(self, name: str) -> Tool | None:
+        """The tool of that name, or None."""
+        return next((tool for tool in self.tools if tool.name == name), None)
+
+
+_FAMILIES: dict[str, ToolFamily] = {}
+
+
+def register(family: ToolFamily) -> ToolFamily:
+    """Make a family known by its name.
+
+    Raises ValueError for a name that is taken and for a family that cannot fill every task size.
+    """
+    if family.name in _FAMILIES:
+        raise ValueError(f"tool family {family.name!r} is already registered")
+    missing = {1, 2, 3} - {len(plan.steps) for plan in family.plans}
+    if missing or not family.foreign:
+        raise ValueError(f"tool family {family.name!r} needs plans of 1, 2 and 3 steps and foreign requests")
+    _FAMILIES[family.name] = family
+    return family
+
+
+def family_names() -> tuple[str, ...]:
+    """The registered families, in order of registration."""
+    return tuple(_FAMILIES)
+
+
+def get_family(name: str) -> ToolFamily:
+    """The family of that name; UserError when there is none."""
+    if name not in _FAMILIES:
+        raise UserError(f"tool family {name!r} is unknown; the known ones are {', '.join(_FAMILIES)}")
+    return _FAMILIES[name]
+
+
+def pick(rng: Random, items: Sequence[Any]) -> Any:
+    """One item, uniformly. Only `Random.random` is promised to be the same in every Python version."""
+    return items[int(rng.random() * len(items))]
+
+
+def ids(letters: str) -> Draw:
+    """Values such as `k42`: one of the letters and two digits.
+
+    One letter next to digits is never merged by the nano tokenizer, so a value is the same tokens wherever
+    it stands.
+    """
+
+    def draw(rng: Random) -> str:
+        return f"{pick(rng, letters)}{pick(rng, string.digits)}{pick(rng, string.digits)}"
+
+    return draw
+
+
+def integers(low: int, high: int) -> Draw:
+    """Whole numbers from low to high, both included."""
+
+    def draw(rng: Random) -> int:
+        return low + int(rng.random() * (high - low + 1))
+
+    return draw
+
+
+def fresh(rng: Random, draw: Draw, count: int, taken: Sequence[JSON] = ()) -> list[Any]:
+    """`count` distinct values that are not among the taken ones."""
+    values: list[Any] = []
+    while len(values) < count:
+        value = draw(rng)
+        if value not in taken and value not in values:
+            values.append(value)
+    return values

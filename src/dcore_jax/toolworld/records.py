@@ -1,0 +1,88 @@
+"""Tasks as chat records: sample data for SFT, in each call format."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from dcore_jax.calls import CallFormat, render_calls
+from dcore_jax.toolworld.task import Task
+
+
+def to_record(task: Task, *, call_format: CallFormat = "python", thinking: bool = True) -> dict[str, Any]:
+    """`{"messages", "tools", "category", "id"}`: the task solved by its reference.
+
+    Sequential tasks call one tool a turn, the others all in one turn; `role: tool` messages hold the
+    responses, one each, and a last assistant turn reports. With `thinking` every assistant turn opens with
+    `<think>\\n...\\n</think>\\n\\n`. In `python` and `tags` the calls stand in the content, in `qwen` in
+    OpenAI `tool_calls`.
+    """
+    messages: list[dict[str, Any]] = [{"role": "user", "content": task.query}]
+    for turn in _turns(task):
+        thought = _calling_thought(task, turn) if thinking else ""
+        messages.append(_calling_message(task, turn, thought, call_format))
+        messages += [
+            {"role": "tool", "name": task.reference[i].name, "content": task.responses[i]} for i in turn
+        ]
+    thought = "the tools have answered." if task.reference else "no tool serves this request."
+    report = f"<response>{task.answer}</response>" if call_format == "tags" else task.answer
+    messages.append({"role": "assistant", "content": (_think(thought) if thinking else "") + report})
+    return {"messages": messages, "tools": list(task.tools), "category": task.kind, "id": task.id}
+
+
+def write_jsonl(
+    path: str | os.PathLike[str],
+    tasks: Iterable[Task],
+    *,
+    call_format: CallFormat = "python",
+    thinking: bool = True,
+) -> int:
+    """Write one record a line and give their number. The file appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    count = 0
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            for task in tasks:
+                file.write(json.dumps(to_record(task, call_format=call_format, thinking=thinking)) + "\n")
+                count += 1
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return count
+
+
+def _turns(task: Task) -> list[range]:
+    """The calls of each calling turn, as positions in the reference."""
+    if task.kind == "sequential":
+        return [range(i, i + 1) for i in range(len(task.reference))]
+    return [range(len(task.reference))] if task.reference else []
+
+
+def _calling_thought(task: Task, turn: range) -> str:
+    names = [task.reference[i].name for i in turn]
+    if task.kind == "single":
+        thought = f"{names[0]} serves this request."
+    elif task.kind == "sequential":
+        thought = f"step {turn[0] + 1}: {task.subtasks[turn[0]]}."
+    else:
+        steps = "\n".join(f"step {i + 1}: {task.subtasks[i]}." for i in turn)
+        thought = f"{steps}\nno step needs another."
+    return _think(thought)
+
+
+def _calling_message(task: Task, turn: range, thought: str, call_format: CallFormat) -> dict[str, Any]:
+    calls = [task.reference[i] for i in turn]
+    if call_format != "qwen":
+        return {"role": "assistant", "content": thought + render_calls(calls, call_format)}
+    tool_calls = [
+        {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
+        for call in calls
+    ]
+    return {"role": "assistant", "content": thought, "tool_calls": tool_calls}
+
+
+def _think(thought: str) -> str:
+    return f"<think>\n{thought}\n</think>\n\n"
