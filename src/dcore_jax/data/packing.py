@@ -1,0 +1,200 @@
+"""Samples to packed rows: a grain pipeline that is deterministic, never splits a sample and can be checkpointed.
+
+    epoch orders -> grain's packer -> rows gathered from the store -> batches of `rows` -> a prefetch thread
+
+The packer moves indices into the store's flat arrays, not tokens, so one packed array carries tokens and both masks.
+The only module of the package that imports grain.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import Bool, Int32, Int64
+
+from dcore_jax.data.store import SampleStore
+from dcore_jax.errors import UserError
+
+Packing = Literal["first_fit", "best_fit", "next_fit"]
+Order = Literal["shuffle", "round_robin"]
+PACKINGS: tuple[Packing, ...] = ("first_fit", "best_fit", "next_fit")
+ORDERS: tuple[Order, ...] = ("shuffle", "round_robin")
+DEFAULT_BINS = 128
+_PADDING = -1  # an index into the store that no token has
+
+
+class PackedBatch(NamedTuple):
+    """Rows of whole samples. Padding has segment 0, token 0, position 0 and no mask."""
+
+    tokens: Int32[np.ndarray, "rows length"]
+    positions: Int32[np.ndarray, "rows length"]  # from 0 within each sample
+    segment_ids: Int32[np.ndarray, "rows length"]  # 1, 2, ... along a row; 0 is padding
+    loss_mask: Bool[np.ndarray, "rows length"]  # True at a predicted token that carries loss
+    count_mask: Bool[np.ndarray, "rows length"]  # True at a predicted token in the loss's denominator
+
+
+def packed_batches(
+    store: SampleStore,
+    *,
+    rows: int,
+    pack_length: int,
+    seed: int,
+    epochs: int | None,
+    packing: Packing = "first_fit",
+    order: Order = "shuffle",
+    bins: int = DEFAULT_BINS,
+    prefetch: int = 2,
+) -> grain.IterDataset:
+    """Global `PackedBatch`es of `[rows, pack_length]`, the same on every process and for any mesh.
+
+    Each epoch visits every sample once, in an order drawn from (seed, epoch): see `epoch_order`. Epochs follow one
+    another without a break (a row may hold the end of one and the start of the next); `epochs=None` never ends. The
+    last batch is filled up with empty rows.
+
+    `packing`: `first_fit` or `best_fit` into `bins` open rows, all of which are emitted, shuffled, when a sample fits in
+    none; `next_fit`, the release's, has one open row. `prefetch`: batches a background thread keeps ready (0: no thread).
+
+    `iter()` of the result has `get_state()` and `set_state()`; the state is a dict that JSON can hold, and an iterator
+    restored from it yields exactly the batches that were still to come.
+
+    Raises `UserError` naming the sample that is longer than a row, and for settings out of range.
+    """
+    if rows < 1:
+        raise UserError(f"a batch needs at least 1 row, not {rows}")
+    packed = _packed_indices(store, pack_length, seed, epochs, packing, order, bins)
+
+    def gather(packed_rows: Sequence[dict[str, np.ndarray]]) -> PackedBatch:
+        return _gather(store, packed_rows, rows, pack_length)
+
+    batches = packed.batch(rows, drop_remainder=False, batch_fn=gather)
+    return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
+
+
+def count_batches(
+    store: SampleStore,
+    *,
+    rows: int,
+    pack_length: int,
+    seed: int,
+    epochs: int,
+    packing: Packing = "first_fit",
+    order: Order = "shuffle",
+    bins: int = DEFAULT_BINS,
+) -> int:
+    """How many batches `packed_batches` yields with the same arguments, found by packing without gathering."""
+    packed = _packed_indices(store, pack_length, seed, epochs, packing, order, bins)
+    return -(-sum(1 for _ in packed) // rows)
+
+
+def packing_fill(batch: PackedBatch) -> float:
+    """Share of a batch's positions that hold a token of a sample, in [0, 1]."""
+    return float(np.mean(batch.segment_ids > 0))
+
+
+def epoch_order(
+    store: SampleStore, seed: int, epoch: int, order: Order = "shuffle"
+) -> Int64[np.ndarray, "samples"]:
+    """The order in which one epoch visits the samples, a permutation of their indices.
+
+    `shuffle`: uniformly at random. `round_robin`: each category shuffled, then one sample of each category in turn, a
+    category dropping out when it is used up (the D-CORE release's order).
+    """
+    rng = np.random.default_rng([seed, epoch])
+    shuffled = rng.permutation(len(store))
+    if order == "shuffle":
+        return shuffled
+    # A sample's turn is its rank among its own category's samples; a stable sort by turn, then category.
+    category = store.categories[shuffled]
+    turn = np.empty(len(store), np.int64)
+    for c in range(len(store.category_names)):
+        mine = category == c
+        turn[mine] = np.arange(mine.sum())
+    return shuffled[np.lexsort((category, turn))]
+
+
+class _Epochs:
+    """Random access over all epochs: item i is the token indices of the sample that stands i-th."""
+
+    def __init__(self, store: SampleStore, seed: int, epochs: int | None, order: Order):
+        self._store, self._seed, self._order = store, seed, order
+        self._epochs = sys.maxsize // len(store) if epochs is None else epochs
+        self._current: tuple[int, Any] = (-1, None)
+
+    def __len__(self) -> int:
+        return len(self._store) * self._epochs
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        epoch, at = divmod(int(index), len(self._store))
+        if self._current[0] != epoch:
+            self._current = (epoch, epoch_order(self._store, self._seed, epoch, self._order))
+        sample = self._current[1][at]
+        return {"at": np.arange(self._store.offsets[sample], self._store.offsets[sample + 1])}
+
+
+def _packed_indices(
+    store: SampleStore,
+    pack_length: int,
+    seed: int,
+    epochs: int | None,
+    packing: Packing,
+    order: Order,
+    bins: int,
+) -> grain.IterDataset:
+    """Rows `{at, at_positions, at_segment_ids}` of `[pack_length]`, `at` indexing the store's flat arrays."""
+    if packing not in PACKINGS:
+        raise UserError(f"packing must be one of {', '.join(PACKINGS)}, not {packing!r}")
+    if order not in ORDERS:
+        raise UserError(f"order must be one of {', '.join(ORDERS)}, not {order!r}")
+    if bins < 1 or seed < 0 or (epochs is not None and epochs < 1):
+        raise UserError(
+            f"need bins >= 1, seed >= 0 and epochs >= 1, not bins={bins}, seed={seed}, epochs={epochs}"
+        )
+    if not len(store):
+        raise UserError("no samples to pack")
+    longest = int(np.argmax(store.lengths))
+    if store.lengths[longest] > pack_length:
+        raise UserError(
+            f"{store.origins[longest]}: a sample of {store.lengths[longest]} tokens does not fit in pack_length="
+            f"{pack_length}; load with max_length={pack_length} or less"
+        )
+    # Reading is an array slice: threads of its own would only make it slower.
+    reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    samples = grain.MapDataset.source(_Epochs(store, seed, epochs, order)).to_iter_dataset(reading)
+    packer = (
+        grain.experimental.BestFitPackIterDataset
+        if packing == "best_fit"
+        else grain.experimental.FirstFitPackIterDataset
+    )
+    return packer(
+        samples,
+        length_struct={"at": pack_length},
+        padding_struct={"at": _PADDING},
+        num_packing_bins=1 if packing == "next_fit" else bins,
+        seed=seed,
+        # First rows of a group are the fullest, last ones the emptiest: shuffled, every batch has its share of both.
+        shuffle_bins=packing != "next_fit",
+    )
+
+
+def _gather(
+    store: SampleStore, packed_rows: Sequence[dict[str, np.ndarray]], rows: int, pack_length: int
+) -> PackedBatch:
+    at = np.full((rows, pack_length), _PADDING, np.int64)
+    positions, segment_ids = np.zeros((2, rows, pack_length), np.int32)
+    for i, row in enumerate(packed_rows):
+        at[i], positions[i], segment_ids[i] = row["at"], row["at_positions"], row["at_segment_ids"]
+    held = at != _PADDING
+    where = np.where(held, at, 0)
+
+    def bits(packed: np.ndarray) -> np.ndarray:
+        return ((packed[where // 8] >> (7 - where % 8)) & 1).astype(bool) & held
+
+    return PackedBatch(
+        tokens=np.where(held, store.tokens[where], 0),
+        positions=positions,
+        segment_ids=segment_ids,
+        loss_mask=bits(store.loss_bits),
+        count_mask=bits(store.count_bits),
+    )

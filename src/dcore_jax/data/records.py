@@ -1,0 +1,371 @@
+"""Readers: files of tool-use conversations to `Record`s, every line accounted for.
+
+Four kinds of record are told apart by their fields, line by line, so one file may mix them (docs/data.md shows each):
+
+- chat: `messages`, optionally `tools` and `category`;
+- ToolRL SFT (arXiv 2504.13958): `instruction`, `input`, `output`;
+- D-CORE SFT (arXiv 2602.02160): `conversations`, each message as `role/content` or `from/value`, optionally several
+  conversations packed in one line with `single_conv_last_idx` naming where each ends;
+- RL prompts (`prompt`, `reward_model`) are recognised only to be rejected by name: they hold no answer to learn from.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dcore_jax.errors import UserError
+
+Message = dict[str, Any]
+LossTurns = Literal["every", "last"]
+
+ROLES = ("system", "user", "assistant", "tool")
+EXTENSIONS = (".jsonl", ".json", ".parquet")
+HUB = "hf://datasets/"
+# What the D-CORE release calls its speakers when it writes `from/value`.
+_SPEAKERS = {"system": "system", "human": "user", "gpt": "assistant", "tool": "tool"}
+
+
+class Malformed(ValueError):
+    """A record that cannot be learned from; its text is the reason it is counted under."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One conversation as it was read.
+
+    `messages` are OpenAI-style dicts (`role`, `content`, optionally `tool_calls` with `arguments` as dicts).
+    `loss_turns` says which assistant turns become samples: `every` one, or only the `last`, for records whose
+    history was already trained on in other records (the D-CORE corpora).
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] | None
+    category: str
+    origin: str  # "file:line" for JSON, "file:row" for Parquet, both counted from 1
+    loss_turns: LossTurns = "every"
+
+
+@dataclass
+class Rejections:
+    """What was not used: how often by reason, with the first origin of each; `strict` raises at the first instead."""
+
+    strict: bool = False
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, reason: str, origin: str) -> None:
+        """Count one rejection. Raises `UserError` naming origin and reason when `strict`."""
+        if self.strict:
+            raise UserError(
+                f"{origin}: {reason}; mend the record, or read without strict to skip and count it"
+            )
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        self.examples.setdefault(reason, origin)
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    def lines(self) -> list[str]:
+        """One line a reason, the most frequent first: `12 x no assistant turn (first: train.jsonl:7)`."""
+        ordered = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
+        return [f"{count} x {reason} (first: {self.examples[reason]})" for reason, count in ordered]
+
+
+def read_records(
+    paths: Iterable[str | Path] | str | Path, *, strict: bool = False
+) -> tuple[list[Record], Rejections]:
+    """Read JSONL, JSON arrays and Parquet, local or `hf://datasets/<owner>/<name>/<file>`.
+
+    Returns the records in file order and what was rejected, by reason. `strict` raises `UserError` at the first
+    rejected record instead. A file that is missing, of another extension, or unreadable as a whole always raises.
+    """
+    rejections = Rejections(strict=strict)
+    records: list[Record] = []
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        name, local = str(path), _local_path(str(path))
+        for origin, row in _rows(name, local):
+            try:
+                if isinstance(row, Malformed):
+                    raise row
+                records.extend(parse_record(row, origin=origin, category=local.stem))
+            except Malformed as reason:
+                rejections.add(str(reason), origin)
+    return records, rejections
+
+
+def parse_record(row: Any, *, origin: str, category: str = "default") -> list[Record]:
+    """One row of a file as records: more than one only for a packed D-CORE line.
+
+    `category` holds where the row has no `category` of its own (read_records passes the file's stem).
+    Raises `Malformed` with the reason.
+    """
+    if not isinstance(row, dict):
+        raise Malformed(f"a record must be a JSON object, not {type(row).__name__}")
+    row = {
+        key: value for key, value in row.items() if value is not None
+    }  # Parquet fills absent fields with null
+    named = row.get("category", category)
+    if not isinstance(named, str):
+        raise Malformed(f"category must be a string, not {type(named).__name__}")
+    loss_turns = row.get("loss_turns", "last" if "conversations" in row else "every")
+    if loss_turns not in ("every", "last"):
+        raise Malformed(f"loss_turns must be 'every' or 'last', not {loss_turns!r}")
+
+    if "messages" in row:
+        conversations = [_messages(row["messages"])]
+    elif "conversations" in row:
+        conversations = _dcore_conversations(row)
+    elif {"instruction", "input", "output"} <= row.keys():
+        conversations = [_toolrl_messages(row)]
+    elif {"prompt", "reward_model"} <= row.keys():
+        raise Malformed("an RL prompt (prompt, reward_model), which holds no answer to learn from")
+    else:
+        raise Malformed(f"unknown format with fields {', '.join(sorted(map(str, row)))[:80] or '(none)'}")
+    tools = _tools(row.get("tools"))
+    return [Record(tuple(messages), tools, named, origin, loss_turns) for messages in conversations]
+
+
+# --- the formats ---
+
+
+def _messages(value: Any) -> list[Message]:
+    value = _from_json_string(value, "messages")
+    if not isinstance(value, list):
+        raise Malformed(f"messages must be a list, not {type(value).__name__}")
+    if not value:
+        raise Malformed("empty messages")
+    messages = [_message(message) for message in value]
+    if not any(message["role"] == "assistant" for message in messages):
+        raise Malformed("no assistant turn")
+    return messages
+
+
+def _message(value: Any) -> Message:
+    if not isinstance(value, dict):
+        raise Malformed(f"a message must be an object, not {type(value).__name__}")
+    message = {key: item for key, item in value.items() if item is not None}
+    role = message.get("role")
+    if role not in ROLES:
+        raise Malformed(f"unknown role {str(role)[:40]!r}")
+    if "tool_calls" in message:
+        calls = [_tool_call(call) for call in _list(message.pop("tool_calls"), "tool_calls")]
+        if calls:  # Parquet fills an absent list with an empty one
+            message["tool_calls"] = calls
+    content = message.setdefault("content", "" if "tool_calls" in message else None)
+    if not isinstance(content, str):
+        raise Malformed(f"content of a {role} message must be text, not {type(content).__name__}")
+    if not isinstance(message.get("reasoning_content", ""), str):
+        raise Malformed("reasoning_content must be text")
+    if role == "assistant" and not content.strip() and "tool_calls" not in message:
+        raise Malformed("an assistant turn without content or tool calls")
+    return message
+
+
+def _tool_call(value: Any) -> dict[str, Any]:
+    """OpenAI's `{"function": {"name", "arguments"}}` or the bare inner object; arguments end as a dict."""
+    if not isinstance(value, dict):
+        raise Malformed(f"a tool call must be an object, not {type(value).__name__}")
+    value = {key: item for key, item in value.items() if item is not None}
+    function = value.get("function", value)
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise Malformed("a tool call without a name")
+    arguments = _from_json_string(function.get("arguments", {}), "tool call arguments")
+    if not isinstance(arguments, dict):
+        raise Malformed(f"tool call arguments must be an object, not {type(arguments).__name__}")
+    kept = {key: item for key, item in value.items() if key not in ("function", "name", "arguments")}
+    return {**kept, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
+
+
+def _toolrl_messages(row: dict[str, Any]) -> list[Message]:
+    """ToolRL's SFT triple: instruction is the system turn, input the user's, output the assistant's."""
+    for name in ("instruction", "input", "output"):
+        if not isinstance(row[name], str):
+            raise Malformed(f"{name} must be text, not {type(row[name]).__name__}")
+    if not row["input"].strip():
+        raise Malformed("empty input")
+    if not row["output"].strip():
+        raise Malformed("empty output")
+    system = [{"role": "system", "content": row["instruction"]}] if row["instruction"].strip() else []
+    return [
+        *system,
+        {"role": "user", "content": row["input"]},
+        {"role": "assistant", "content": row["output"]},
+    ]
+
+
+def _dcore_conversations(row: dict[str, Any]) -> list[list[Message]]:
+    """The conversations of a D-CORE line, split where `single_conv_last_idx` says that each one ends."""
+    turns = _list(row["conversations"], "conversations")
+    if not turns:
+        raise Malformed("empty conversations")
+    ends = _list(row.get("single_conv_last_idx", [len(turns) - 1]), "single_conv_last_idx")
+    if not ends or any(type(end) is not int for end in ends) or ends != sorted(set(ends)):
+        raise Malformed("single_conv_last_idx must be a rising list of integers")
+    if ends[0] < 0 or ends[-1] != len(turns) - 1:
+        raise Malformed("single_conv_last_idx must end at the last message")
+    starts = [0, *(end + 1 for end in ends[:-1])]
+    conversations = [
+        _messages([_dcore_message(turn) for turn in turns[start : end + 1]])
+        for start, end in zip(starts, ends)
+    ]
+    if any(messages[-1]["role"] != "assistant" for messages in conversations):
+        raise Malformed("a conversation that does not end with an assistant turn")
+    return conversations
+
+
+def _dcore_message(turn: Any) -> Any:
+    if not isinstance(turn, dict):
+        return turn  # _message names the type
+    if turn.get("weight") not in (None, 1):
+        raise Malformed("per-message loss weights, which are not supported")
+    role = turn.get("role")
+    if role is None:
+        role = _SPEAKERS.get(str(turn.get("from")), turn.get("from"))
+    content = turn.get("content")
+    return {"role": role, "content": turn.get("value") if content is None else content}
+
+
+def _tools(value: Any) -> tuple[dict[str, Any], ...] | None:
+    if value is None:
+        return None
+    tools = _list(value, "tools")
+    if any(not isinstance(tool, dict) for tool in tools):
+        raise Malformed("tools must be a list of objects")
+    return tuple(tools) or None
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    value = _from_json_string(value, name)
+    if not isinstance(value, list):
+        raise Malformed(f"{name} must be a list, not {type(value).__name__}")
+    return value
+
+
+def _from_json_string(value: Any, name: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise Malformed(f"{name} is a string that is not JSON") from None
+
+
+# --- the files ---
+
+
+def _local_path(path: str) -> Path:
+    """The file itself, or its copy in the hub's cache. Raises `UserError` where there is none."""
+    if Path(path).suffix not in EXTENSIONS:
+        raise UserError(f"{path}: cannot read this extension; data files end in {', '.join(EXTENSIONS)}")
+    if path.startswith(HUB):
+        return _hub_file(path)
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; check the path given as data")
+    return Path(path)
+
+
+def _hub_file(path: str) -> Path:
+    parts = path.removeprefix(HUB).split("/", 2)
+    if len(parts) != 3:
+        raise UserError(f"{path}: a hub file is written {HUB}<owner>/<name>/<file>")
+    from huggingface_hub import hf_hub_download  # lazily: reading local files needs no hub client
+
+    repo, _, revision = "/".join(parts[:2]).partition("@")
+    try:
+        return Path(hf_hub_download(repo, parts[2], repo_type="dataset", revision=revision or None))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot fetch from the hub: {str(error).strip().splitlines()[0]}") from error
+
+
+def _rows(name: str, path: Path) -> Iterator[tuple[str, Any]]:
+    """(origin, row) for every row of a file; a row that is not JSON comes as the `Malformed` to count."""
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(name, path)
+        return
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{name}: cannot read: {error.strerror}") from error
+    if data.lstrip()[:1] == b"[" and path.suffix == ".json":
+        yield from _array_rows(name, data)
+        return
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if line.strip():
+            yield f"{name}:{number}", _decoded(line)
+
+
+def _decoded(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except UnicodeDecodeError:
+        return Malformed("not UTF-8")
+    except (ValueError, RecursionError):
+        return Malformed("invalid JSON")
+
+
+def _array_rows(name: str, data: bytes) -> Iterator[tuple[str, Any]]:
+    """The elements of a JSON array, one by one, so that each is named by the line it starts on."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
+    decoder = json.JSONDecoder()
+    line, counted = 1, 0
+    at = text.index("[") + 1
+    expect_element = True
+    while True:
+        while at < len(text) and (text[at].isspace() or (text[at] == "," and not expect_element)):
+            expect_element |= text[at] == ","
+            at += 1
+        line, counted = line + text.count("\n", counted, at), at
+        if text[at : at + 1] == "]":
+            return
+        try:
+            element, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            # Nothing after a break in an array can be trusted to be a record: say so, and stop.
+            yield (
+                f"{name}:{line}",
+                Malformed("invalid JSON in an array: nothing after it in this file was read"),
+            )
+            return
+        expect_element = False
+        yield f"{name}:{line}", element
+
+
+def _parquet_rows(name: str, path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    ambiguous = _ambiguous_null(row)
+                    yield f"{name}:{number}", Malformed(ambiguous) if ambiguous else row
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{name}: not a readable Parquet file: {str(error).splitlines()[0]}") from error
+
+
+def _ambiguous_null(row: dict[str, Any]) -> str | None:
+    """Parquet gives every struct of a column all of the column's fields, so a null may mean absent or null."""
+
+    def has_null(value: Any) -> bool:
+        if isinstance(value, dict):
+            return any(item is None or has_null(item) for item in value.values())
+        return isinstance(value, list) and any(has_null(item) for item in value)
+
+    if has_null(row.get("tools")):
+        return "nulls inside a Parquet struct of tools: store tools as a JSON string"
+    messages: Sequence[Any] = row.get("messages") or ()
+    for message in messages if isinstance(messages, list) else ():
+        for call in (message.get("tool_calls") or ()) if isinstance(message, dict) else ():
+            function = (call.get("function") or call) if isinstance(call, dict) else {}
+            if has_null(function.get("arguments")):
+                return "nulls inside a Parquet struct of arguments: store arguments as a JSON string"
+    return None

@@ -1,0 +1,251 @@
+"""Records to samples: token ids through the tokenizer's chat template, with a loss mask built from ids alone.
+
+A sample is the conversation up to one assistant turn. The prompt (what a server would send to the model) and the turn are
+rendered as text, tokenised apart and joined, so the boundary between them is where inference has it, and the mask
+is a matter of counting ids; no text is ever searched for.
+
+Two masks (docs/data.md holds a worked example of both):
+
+- `last_turn`: loss on the final assistant turn's content and its end token, and on nothing else;
+- `release`: what the D-CORE release trains on (appendix A.6.1 and its SFT trainer): hand-built ChatML, history turns
+  without thinking, loss also on the delimiters of every message, masked assistant content in the denominator.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from dcore_jax.data.records import Message, Record
+from dcore_jax.errors import UserError
+
+Mask = Literal["last_turn", "release"]
+MASKS: tuple[Mask, ...] = ("last_turn", "release")
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One rendered conversation up to an assistant turn.
+
+    A mask is True at the token that is *predicted*: position t carries the loss of predicting tokens[t] from
+    tokens[:t]. Position 0 is never True, since nothing inside the sample predicts it.
+    """
+
+    tokens: Int32[np.ndarray, "length"]
+    loss_mask: Bool[np.ndarray, "length"]
+    count_mask: Bool[np.ndarray, "length"]  # tokens in the loss's denominator
+    category: str
+    origin: str
+
+
+class Rendered(NamedTuple):
+    """The samples of one record, and one reason for each of its turns that gave none."""
+
+    samples: list[Sample]
+    rejected: list[str]
+
+
+class _Pieces(NamedTuple):
+    """Texts to tokenise apart, and how each piece's ids are masked."""
+
+    texts: list[str]
+    kinds: list[str]
+
+
+def render(record: Record, tokenizer: Any, *, mask: Mask = "last_turn", max_length: int) -> Rendered:
+    """The samples of one record: one per assistant turn, or only the last (`record.loss_turns`).
+
+    A turn is rejected, with the reason, when its sample is longer than `max_length` tokens (never truncated), when the
+    template raises or does not continue its own prompt, or when the turn is empty or lacks an end token.
+    Raises `UserError` if the tokenizer cannot render at all (no chat template; for `release`, no ChatML tokens).
+    """
+    return render_batch([record], tokenizer, mask=mask, max_length=max_length)[0]
+
+
+def render_batch(
+    records: Sequence[Record], tokenizer: Any, *, mask: Mask = "last_turn", max_length: int
+) -> list[Rendered]:
+    """`render` for many records, with one call of the tokenizer for all of their texts."""
+    if mask not in MASKS:
+        raise UserError(f"mask must be one of {', '.join(MASKS)}, not {mask!r}")
+    ends = end_of_turn_ids(tokenizer) if mask == "last_turn" else _chatml_ends(tokenizer)
+    plans = [_plan(record, tokenizer, mask) for record in records]
+    texts = dict.fromkeys(
+        text for plan in plans for turn in plan if isinstance(turn, _Pieces) for text in turn.texts
+    )
+    ids = dict(zip(texts, _tokenise(tokenizer, list(texts))))
+
+    results = []
+    for record, plan in zip(records, plans):
+        result = Rendered([], [])
+        for turn in plan:
+            made = turn if isinstance(turn, str) else _sample(record, turn, ids, ends, mask, max_length)
+            if isinstance(made, str):
+                result.rejected.append(made)
+            else:
+                result.samples.append(made)
+        results.append(result)
+    return results
+
+
+def end_of_turn_ids(tokenizer: Any) -> frozenset[int]:
+    """The ids that end an assistant turn: the tokenizer's eos, and whatever its template closes a turn with.
+
+    They differ for base models (eos `<|endoftext|>`, template `<|im_end|>`), so the template is asked: the last special
+    token of a rendered probe turn. Raises `UserError` if there is no chat template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+        raise UserError(
+            f"tokenizer {name} has no chat template; add a chat_template.jinja beside its tokenizer.json"
+        )
+    ends = {tokenizer.eos_token_id} - {None}
+    probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    pieces = _templated_turn(tokenizer, probe, 1, None)
+    if isinstance(pieces, _Pieces):
+        special = set(tokenizer.all_special_ids)
+        special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        closing = [i for i in _tokenise(tokenizer, pieces.texts[1:])[0] if i in special]
+        ends |= set(closing[-1:])
+    return frozenset(ends)
+
+
+# --- plans: the texts of every turn that is to be learned ---
+
+
+def _plan(record: Record, tokenizer: Any, mask: Mask) -> list[_Pieces | str]:
+    """For each assistant turn to learn: its texts, or the reason why there are none."""
+    messages = list(record.messages)
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if record.loss_turns == "last":
+        turns = turns[-1:]
+    if mask == "release":
+        return [_chatml_turn(messages[: turn + 1], record.tools) for turn in turns]
+    return [_templated_turn(tokenizer, messages, turn, record.tools) for turn in turns]
+
+
+def _templated_turn(
+    tokenizer: Any, messages: list[Message], turn: int, tools: tuple[dict[str, Any], ...] | None
+) -> _Pieces | str:
+    given = {"tools": list(tools) if tools else None, "tokenize": False}
+    try:
+        prompt = tokenizer.apply_chat_template(messages[:turn], add_generation_prompt=True, **given)
+        whole = tokenizer.apply_chat_template(messages[: turn + 1], add_generation_prompt=False, **given)
+    except Exception as error:  # a template is a program of the model's author: it may raise anything
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return f"chat template failed: {first[:100]}"
+    if not whole.startswith(prompt):
+        return "template not prefix-stable (the turn does not continue its own prompt)"
+    return _Pieces([prompt, whole[len(prompt) :]], ["prompt", "turn"])
+
+
+def _chatml_turn(messages: list[Message], tools: tuple[dict[str, Any], ...] | None) -> _Pieces | str:
+    """ChatML by hand, as the release's trainer builds it: pieces of header, content and closing per message."""
+    if tools or any("tool_calls" in message for message in messages):
+        return "tools or tool_calls outside the text, which the release mask's hand-built ChatML has no place for"
+    texts: list[str] = []
+    kinds: list[str] = []
+    for message in _tool_results_as_user_turns(messages[:-1]) + messages[-1:]:
+        final = message is messages[-1]
+        content = _with_thinking(message) if final else _without_thinking(message)
+        kind = "learned" if final else ("counted" if message["role"] == "assistant" else "given")
+        texts += ["<|im_start|>", message["role"], "\n", content, "<|im_end|>", "\n"]
+        kinds += ["delimiter", "given", "given", kind, "delimiter", "delimiter"]
+    return _Pieces(texts, kinds)
+
+
+def _tool_results_as_user_turns(messages: list[Message]) -> list[Message]:
+    """D-CORE's corpora carry tool results as user turns; its trainer would put loss on a `tool` turn's text."""
+    turns: list[Message] = []
+    for i, message in enumerate(messages):
+        if message["role"] != "tool":
+            turns.append(message)
+            continue
+        result = f"<tool_response>\n{message['content']}\n</tool_response>"
+        if i and messages[i - 1]["role"] == "tool":
+            turns[-1] = {"role": "user", "content": f"{turns[-1]['content']}\n{result}"}
+        else:
+            turns.append({"role": "user", "content": result})
+    return turns
+
+
+def _with_thinking(message: Message) -> str:
+    thinking = message.get("reasoning_content")
+    content: str = message["content"]
+    return f"<think>\n{thinking.strip()}\n</think>\n\n{content}" if thinking else content
+
+
+def _without_thinking(message: Message) -> str:
+    content: str = message["content"]
+    if message["role"] == "assistant" and content.lstrip().startswith("<think>") and "</think>" in content:
+        return content.split("</think>", 1)[1].lstrip("\n")
+    return content
+
+
+# --- ids and masks ---
+
+
+def _tokenise(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    if not texts:
+        return []
+    # The texts hold their own special tokens; the tokenizer must add none.
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+
+def _chatml_ends(tokenizer: Any) -> frozenset[int]:
+    for token in ("<|im_start|>", "<|im_end|>"):
+        if _tokenise(tokenizer, [token])[0] != [tokenizer.convert_tokens_to_ids(token)]:
+            raise UserError(
+                f"mask=release builds ChatML by hand, and this tokenizer has no token {token}; use mask=last_turn"
+            )
+    return frozenset({tokenizer.convert_tokens_to_ids("<|im_end|>")})
+
+
+def _sample(
+    record: Record,
+    turn: _Pieces,
+    ids: dict[str, list[int]],
+    ends: frozenset[int],
+    mask: Mask,
+    max_length: int,
+) -> Sample | str:
+    pieces = [ids[text] for text in turn.texts]
+    length = sum(map(len, pieces))
+    if length > max_length:
+        return f"longer than {max_length} tokens"
+    if mask == "last_turn":
+        marks = _last_turn_marks(pieces[0], pieces[1], ends)
+        if isinstance(marks, str):
+            return marks
+        loss = count = marks
+    else:
+        if any(i in ends for piece, kind in zip(pieces, turn.kinds) if kind == "learned" for i in piece):
+            return "an end-of-turn token inside the turn's content"
+        loss, count = _release_marks(pieces, turn.kinds)
+    tokens = np.fromiter((i for piece in pieces for i in piece), np.int32, length)
+    return Sample(tokens, loss, count, record.category, record.origin)
+
+
+def _last_turn_marks(prompt: list[int], turn: list[int], ends: frozenset[int]) -> np.ndarray | str:
+    """True on the turn's ids up to and with its end token; what a template writes after that is not learned."""
+    closing = [at for at, token in enumerate(turn) if token in ends]
+    if not closing:
+        return "no end-of-turn token after the turn"
+    if len(closing) > 1:
+        return "an end-of-turn token inside the turn's content"
+    if closing[0] == 0:
+        return "the template renders the turn as nothing"
+    marks = np.zeros(len(prompt) + len(turn), bool)
+    marks[len(prompt) : len(prompt) + closing[0] + 1] = True
+    marks[:1] = False
+    return marks
+
+
+def _release_marks(pieces: list[list[int]], kinds: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    lengths = [len(piece) for piece in pieces]
+    loss = np.repeat([kind in ("delimiter", "learned") for kind in kinds], lengths)
+    count = np.repeat([kind in ("delimiter", "learned", "counted") for kind in kinds], lengths)
+    loss[:1] = count[:1] = False  # the first token of a sample has nothing that predicts it
+    return loss, count
