@@ -1,5 +1,27 @@
 """Tool calls as data, and the text formats models write them in."""
 
-from dcore_jax.calls.call import JSON, Call
+from dcore_jax.calls.call import JSON, Call, as_calls, calls_equal, values_equal
+from dcore_jax.calls.response import (
+    CALL_FORMATS,
+    CallFormat,
+    ParsedResponse,
+    parse_calls,
+    parse_response,
+    render_calls,
+    split_thought,
+)
 
-__all__ = ["JSON", "Call"]
+__all__ = [
+    "CALL_FORMATS",
+    "JSON",
+    "Call",
+    "CallFormat",
+    "ParsedResponse",
+    "as_calls",
+    "calls_equal",
+    "parse_calls",
+    "parse_response",
+    "render_calls",
+    "split_thought",
+    "values_equal",
+]

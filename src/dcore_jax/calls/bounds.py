@@ -1,0 +1,68 @@
+"""What a call part may hold at most: model output is untrusted, so size and depth are bounded before use."""
+
+import math
+import re
+
+from dcore_jax.calls.call import JSON
+
+MAX_CHARACTERS = 65_536  # of the call part of one response
+MAX_CALLS = 256  # in one response
+MAX_DEPTH = 32  # of lists and mappings inside one argument
+MAX_VALUES = 4_096  # scalars and containers in one response, together
+MAX_DIGITS = 400  # of one number; the largest float has 309
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class CallSyntaxError(ValueError):
+    """A call part that breaks its format. `reason` is one of a few fixed phrases, fit for counting."""
+
+    def __init__(self, reason: str, position: int | None = None):
+        super().__init__(reason if position is None else f"{reason} (at character {position})")
+        self.reason = reason
+
+
+def check_value(value: JSON, budget: int = MAX_VALUES) -> int:
+    """Count the values inside one JSON value, itself included; iterative, so no depth overflows the stack.
+
+    Raises `CallSyntaxError` for what no format can carry: too deep, more than `budget` values, a number that
+    is not finite or too long, text with lone surrogates, a type that JSON does not have.
+    """
+    count = 0
+    level = [value]
+    for depth in range(MAX_DEPTH + 2):
+        count += len(level)
+        if count > budget:
+            raise CallSyntaxError("too many values")
+        below: list[JSON] = []
+        for item in level:
+            if isinstance(item, str):
+                check_text(item)
+            elif isinstance(item, dict):
+                for key in item:
+                    if not isinstance(key, str):
+                        raise CallSyntaxError("a key that is not a string")
+                    check_text(key)
+                below.extend(item.values())
+            elif isinstance(item, list | tuple):
+                below.extend(item)
+            elif isinstance(item, float):
+                if not math.isfinite(item):
+                    raise CallSyntaxError("a number that is not finite")
+            elif isinstance(item, int):
+                if item.bit_length() > 3.3 * MAX_DIGITS:
+                    raise CallSyntaxError("a number with too many digits")
+            elif item is not None:
+                raise CallSyntaxError("a value that JSON cannot hold")
+            if depth == MAX_DEPTH and isinstance(item, dict | list | tuple):
+                raise CallSyntaxError("nested too deep")
+        if not below:
+            return count
+        level = below
+    raise CallSyntaxError("nested too deep")
+
+
+def check_text(text: str) -> None:
+    """Raise `CallSyntaxError` when `text` could not be written as UTF-8."""
+    if not text.isascii() and _SURROGATE.search(text):
+        raise CallSyntaxError("text with a lone surrogate")

@@ -1,0 +1,115 @@
+r"""Calls as JSON objects inside `<tool_call>` blocks: ToolRL's and ResT's tags, and Qwen3's own format.
+
+tags:  one block, one object per line        {"name": ..., "parameters": {...}}
+qwen:  one block per call, one object inside {"name": ..., "arguments": {...}}
+
+Fields beyond these two are ignored, as a server that runs the calls would.
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+
+from dcore_jax.calls.bounds import MAX_CALLS, MAX_DIGITS, MAX_VALUES, CallSyntaxError, check_text, check_value
+from dcore_jax.calls.call import JSON, Call
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+_TAG = re.compile(r"<(?=/?(?:think|tool_call|tool_response|response)>)")
+
+
+def parse_json_calls(blocks: Sequence[str], arguments_key: str, *, one_per_line: bool) -> tuple[Call, ...]:
+    """The calls inside the given blocks (the text between the tags). Raises `CallSyntaxError`.
+
+    Args:
+      blocks: the inside of each `<tool_call>` block, in order.
+      arguments_key: "parameters" (tags) or "arguments" (qwen).
+      one_per_line: each line that is not blank holds one object (tags), else each block does (qwen).
+    """
+    written = [line for block in blocks for line in (block.split("\n") if one_per_line else [block])]
+    if one_per_line:
+        written = [line for line in written if line.strip()]
+    if len(written) > MAX_CALLS:
+        raise CallSyntaxError("too many calls")
+    calls = []
+    budget = MAX_VALUES
+    for text in written:
+        call, count = _parse_object(text, arguments_key, budget)
+        budget -= count
+        calls.append(call)
+    return tuple(calls)
+
+
+def render_tags_calls(calls: Sequence[Call]) -> str:
+    """One block with one object per line; nothing at all for no calls."""
+    lines = [_render_object(call, "parameters") for call in calls]
+    return "\n".join([OPEN, *lines, CLOSE]) if lines else ""
+
+
+def render_qwen_calls(calls: Sequence[Call]) -> str:
+    """One block per call, as Qwen3's chat template writes them; nothing at all for no calls."""
+    return "\n".join(f"{OPEN}\n{_render_object(call, 'arguments')}\n{CLOSE}" for call in calls)
+
+
+def _parse_object(text: str, arguments_key: str, budget: int) -> tuple[Call, int]:
+    if not text.strip():
+        raise CallSyntaxError("an empty call block")
+    try:
+        # The library's scanner is recursive, but stops at the interpreter's limit with RecursionError.
+        value = json.loads(
+            text,
+            object_pairs_hook=_mapping,
+            parse_int=_integer,
+            parse_float=_float,
+            parse_constant=_constant,
+        )
+    except RecursionError:
+        raise CallSyntaxError("nested too deep") from None
+    except json.JSONDecodeError as error:
+        raise CallSyntaxError("not JSON", error.pos) from None
+    if not isinstance(value, dict):
+        raise CallSyntaxError("a call that is not a JSON object")
+    name, arguments = value.get("name"), value.get(arguments_key)
+    if not isinstance(name, str) or not name:
+        raise CallSyntaxError("no tool name")
+    if arguments_key not in value:
+        raise CallSyntaxError(f'no "{arguments_key}"')
+    if not isinstance(arguments, dict):
+        raise CallSyntaxError(f'"{arguments_key}" that is not an object')
+    check_text(name)
+    return Call(name, arguments), check_value(arguments, budget)
+
+
+def _mapping(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        raise CallSyntaxError("a key given twice")
+    return mapping
+
+
+def _integer(written: str) -> int:
+    if len(written) > MAX_DIGITS:
+        raise CallSyntaxError("a number with too many digits")
+    return int(written)
+
+
+def _float(written: str) -> float:
+    value = float(written) if len(written) <= MAX_DIGITS else math.inf
+    if not math.isfinite(value):
+        raise CallSyntaxError("a number that is not finite")
+    return value
+
+
+def _constant(written: str) -> float:
+    raise CallSyntaxError("a number that is not finite")
+
+
+def _render_object(call: Call, arguments_key: str) -> str:
+    if not call.name:
+        raise CallSyntaxError("no tool name")
+    check_text(call.name)
+    arguments = dict(call.arguments)
+    check_value(arguments)
+    written = json.dumps({"name": call.name, arguments_key: arguments}, ensure_ascii=False)
+    # "<" occurs only inside strings, so an escape keeps a tag there from ending the block.
+    return _TAG.sub(r"\\u003c", written)
