@@ -1,0 +1,139 @@
+"""The device mesh, and the one table from logical axes to mesh axes.
+
+`data` replicates parameters, `fsdp` shards them along the model width, `tensor` splits heads, MLP and vocabulary. A batch is
+split over `data` and `fsdp` together.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Shaped
+
+from dcore_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# Logical axis of a parameter or activation -> mesh axis (None: not split).
+LOGICAL_TO_MESH: dict[str | None, str | tuple[str, ...] | None] = {
+    "batch": BATCH_AXES,
+    "layers": None,
+    "embed": "fsdp",  # model width, split at rest and gathered layer by layer
+    "heads": "tensor",  # heads x head_dim
+    "mlp": "tensor",
+    "vocab": "tensor",
+    None: None,
+}
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """`"8"` -> fsdp=8; `"data=2,fsdp=2,tensor=2"` -> as said; every axis of AXES is in the result.
+
+    Raises:
+      UserError: an unknown axis, or a size that is no positive whole number.
+    """
+    sizes = dict.fromkeys(AXES, 1)
+    parts = [f"fsdp={text}"] if "=" not in text else text.split(",")
+    for part in parts:
+        axis, _, size = (piece.strip() for piece in part.partition("="))
+        if axis not in sizes:
+            raise UserError(
+                f"mesh axis {axis!r} is unknown; the axes are {', '.join(AXES)}, as in --mesh data=2,fsdp=4"
+            )
+        if not size.isdigit() or int(size) < 1:
+            raise UserError(
+                f"mesh {text!r}: {axis} needs a positive whole number, as in --mesh 8 or --mesh data=2,fsdp=4"
+            )
+        sizes[axis] = int(size)
+    return sizes
+
+
+def prepare_devices(mesh: str | None, *, distributed: bool = False) -> None:
+    """Call once before anything touches JAX: gives a CPU as many virtual devices as the mesh asks for.
+
+    On a GPU or TPU the virtual CPU devices exist beside the accelerators and change nothing. With `distributed`, or in a
+    SLURM job of several tasks or with DCORE_COORDINATOR set, joins the other processes through `jax.distributed`:
+    DCORE_COORDINATOR=host:port DCORE_PROCESSES=n DCORE_PROCESS_ID=i start processes by hand.
+    """
+    processes = int(os.environ.get("DCORE_PROCESSES", "1"))
+    if mesh is not None:
+        wanted = math.prod(parse_mesh(mesh).values())
+        if wanted % processes:
+            raise UserError(
+                f"mesh {mesh} has {wanted} devices, which do not divide among {processes} processes"
+            )
+        jax.config.update("jax_num_cpu_devices", max(1, wanted // processes))
+    if "DCORE_COORDINATOR" in os.environ:
+        jax.distributed.initialize(
+            os.environ["DCORE_COORDINATOR"], processes, int(os.environ["DCORE_PROCESS_ID"])
+        )
+    elif distributed or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        jax.distributed.initialize()
+
+
+def make_mesh(text: str | None) -> Mesh:
+    """The mesh of `--mesh`; without one, fsdp over all devices (one device on a CPU).
+
+    Raises:
+      UserError: more devices asked for than there are, naming both numbers and the mend.
+    """
+    devices = jax.devices()
+    if text is None:
+        text = "1" if devices[0].platform == "cpu" and jax.process_count() == 1 else str(len(devices))
+    sizes = parse_mesh(text)
+    wanted = math.prod(sizes.values())
+    if wanted > len(devices):
+        mend = (
+            "start with fewer, or call prepare_devices first"
+            if devices[0].platform == "cpu"
+            else f"use --mesh {len(devices)}, or JAX_PLATFORMS=cpu for {wanted} virtual devices"
+        )
+        raise UserError(
+            f"mesh {text} needs {wanted} devices, {len(devices)} found ({devices[0].device_kind}); {mend}"
+        )
+    if wanted < len(devices) and jax.process_count() > 1:
+        raise UserError(
+            f"mesh {text} uses {wanted} of {len(devices)} devices; with several processes use all of them"
+        )
+    shape = tuple(sizes[axis] for axis in AXES)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:wanted])
+
+
+def spec(logical: Sequence[str | None]) -> P:
+    """The PartitionSpec of logical axes, by the table above."""
+    return P(*(LOGICAL_TO_MESH[name] for name in logical))
+
+
+def sharding(mesh: Mesh, logical: Sequence[str | None]) -> NamedSharding:
+    """Where an array with these logical axes lives on the mesh."""
+    return NamedSharding(mesh, spec(logical))
+
+
+def constrain(x: Shaped[Array, "..."], *logical: str | None) -> Shaped[Array, "..."]:
+    """Pins an intermediate array to the mesh in use (`jax.set_mesh`); does nothing without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or mesh.are_all_axes_manual:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(logical))
+
+
+def check_divisible(sizes: Mapping[str, int], logical_sizes: Mapping[str, int]) -> None:
+    """Raises UserError where a model dimension cannot be split as the mesh asks; `logical_sizes` maps a name to its size."""
+    for name, (axis, size) in {
+        name: (LOGICAL_TO_MESH[name.split(":")[0]], size) for name, size in logical_sizes.items()
+    }.items():
+        parts = math.prod(sizes[a] for a in ((axis,) if isinstance(axis, str) else axis or ()))
+        if size % parts:
+            what = name.split(":")[-1]
+            raise UserError(f"mesh {axis}={parts} does not divide {what}={size}; choose a divisor of {size}")
+
+
+def put_global(mesh: Mesh, logical: Sequence[str | None], tree: Any) -> Any:
+    """Places host arrays, identical in every process, on the mesh; each process copies only the rows of its own devices."""
+    where = sharding(mesh, logical)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, where, lambda index: x[index]), tree)

@@ -1,0 +1,217 @@
+"""A decoder back to a Hugging Face folder: sharded safetensors with index, config, generation config and tokenizer files."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from jax.experimental import multihost_utils
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from dcore_jax.errors import UserError
+from dcore_jax.models import Decoder, ModelConfig
+from dcore_jax.weights.load import _DTYPES, Tensors, local_folder
+from dcore_jax.weights.names import EMBEDDING, LM_HEAD, parameter_values, parameters
+
+# Everything of a source folder that is neither weights nor their index travels along.
+_COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*")
+_TORCH_NAMES = {
+    np.dtype(np.float32): "float32",
+    np.dtype(np.float16): "float16",
+    np.dtype(ml_dtypes.bfloat16): "bfloat16",
+}
+
+
+def hf_tensors(decoder: Decoder, *, dtype: Any = None) -> Iterator[tuple[str, np.ndarray]]:
+    """Every Hugging Face tensor of the decoder with its name, layer by layer in the order transformers writes.
+
+    One tensor is on the host at a time. In a run of several processes every process must iterate.
+    """
+    values, config = parameter_values(decoder), decoder.config
+    rows = parameters(config)
+    order = [(row, None) for row in rows if not row.stacked and row.path == ("embedding",)]
+    order += [(row, layer) for layer in range(config.num_layers) for row in rows if row.stacked]
+    order += [(row, None) for row in rows if not row.stacked and row.path != ("embedding",)]
+    for row, layer in order:
+        value = values[row.path] if layer is None else values[row.path][layer]
+        if not value.is_fully_addressable:
+            value = multihost_utils.process_allgather(value, tiled=True)
+        array = np.asarray(value)
+        name = row.tensor if layer is None else row.tensor.format(layer=layer)
+        yield (
+            name,
+            np.ascontiguousarray(array.T if row.transposed else array).astype(
+                dtype or array.dtype, copy=False
+            ),
+        )
+
+
+def export_decoder(
+    decoder: Decoder,
+    out: str | Path,
+    *,
+    source: str | Path | None = None,
+    dtype: str | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+    progress: bool = False,
+) -> Path:
+    """Writes a folder that transformers and vLLM load, under a temporary name moved into place at the end.
+
+    Args:
+      source: the folder or hub id the decoder came from: its config, generation config and tokenizer files travel along, and
+        each tensor is written in the dtype it has there. Without one, config.json is written from the decoder's own config.
+      dtype: "float32", "bfloat16" or "float16" for all tensors.
+
+    Raises:
+      UserError: `out` exists and is not empty, the dtype is unknown, or the disk refuses.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists and is not empty; choose another --output or remove it yourself")
+    by_name = {torch_name: kind for kind, torch_name in _TORCH_NAMES.items()}
+    if dtype is not None and dtype not in by_name:
+        raise UserError(f"dtype {dtype!r} is unknown; choose one of {', '.join(by_name)}")
+    dtypes, extra = {}, []
+    if source is not None:
+        source = local_folder(source)
+        with ExitStack() as files:
+            stored = Tensors(source, files)
+            dtypes = {
+                name: np.dtype(_DTYPES[stored.dtype(name)])
+                for name in stored.names()
+                if stored.dtype(name) in _DTYPES
+            }
+        # Some tied checkpoints store the head too; whoever compares the folders should find it again.
+        extra = [LM_HEAD] if decoder.config.tie_word_embeddings and LM_HEAD in dtypes else []
+    if dtype is not None:
+        dtypes = dict.fromkeys(dtypes, by_name[dtype])
+    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    writes = jax.process_index() == 0
+    try:
+        if writes:
+            partial.mkdir(parents=True)
+        tensors = _with_dtypes(decoder, dtypes, by_name[dtype] if dtype else None, extra)
+        written = _write_shards(decoder, tensors, partial, dtypes, extra, max_shard_bytes, writes, progress)
+        if writes:
+            _write_companions(decoder.config, partial, source, written)
+            if out.exists():
+                out.rmdir()
+            os.replace(partial, out)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{out}: could not be written ({error}); nothing was left there") from None
+    finally:
+        if writes:
+            shutil.rmtree(partial, ignore_errors=True)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("dcore_jax export")
+    return out
+
+
+def _with_dtypes(
+    decoder: Decoder, dtypes: dict, fallback: Any, extra: list[str]
+) -> Iterator[tuple[str, np.ndarray]]:
+    embedding = None
+    for name, array in hf_tensors(decoder):
+        array = array.astype(dtypes.get(name, fallback or array.dtype), copy=False)
+        if name == EMBEDDING and extra:
+            embedding = array
+        yield name, array
+    if embedding is not None:
+        yield LM_HEAD, embedding
+
+
+def _write_shards(
+    decoder: Decoder,
+    tensors: Iterator,
+    folder: Path,
+    dtypes: dict,
+    extra: list[str],
+    limit: int,
+    writes: bool,
+    progress: bool,
+) -> np.dtype:
+    count = sum(len(row.tensor_names(decoder.config.num_layers)) for row in parameters(decoder.config)) + len(
+        extra
+    )
+    shards: list[list[str]] = []
+    sizes: list[int] = []
+    pending: dict[str, np.ndarray] = {}
+    used: dict[np.dtype, int] = {}
+
+    def flush() -> None:
+        if pending:
+            shards.append(list(pending))
+            sizes.append(sum(x.nbytes for x in pending.values()))
+            if writes:
+                save_file(pending, folder / f"part-{len(shards)}", metadata={"format": "pt"})
+            pending.clear()
+
+    for name, array in tqdm(
+        tensors, total=count, desc="exporting", unit="tensor", disable=not progress, leave=False
+    ):
+        if pending and sum(x.nbytes for x in pending.values()) + array.nbytes > limit:
+            flush()
+        pending[name] = array
+        used[array.dtype] = used.get(array.dtype, 0) + array.size
+    flush()
+    if writes:
+        names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+        names = ["model.safetensors"] if len(shards) == 1 else names
+        for i, name in enumerate(names):
+            os.replace(folder / f"part-{i + 1}", folder / name)
+        if len(shards) > 1:
+            weight_map = {tensor: names[i] for i, shard in enumerate(shards) for tensor in shard}
+            index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return max(used, key=lambda kind: used[kind])
+
+
+def _write_companions(config: ModelConfig, folder: Path, source: Path | None, dtype: np.dtype) -> None:
+    fields = hf_config(config)
+    if source is not None:
+        fields = json.loads((source / "config.json").read_text())
+        for pattern in _COMPANIONS:
+            for path in source.glob(pattern):
+                if path.name != "config.json" and not path.name.endswith(".safetensors.index.json"):
+                    shutil.copyfile(path, folder / path.name)
+    fields["torch_dtype" if "torch_dtype" in fields else "dtype"] = _TORCH_NAMES.get(dtype, str(dtype))
+    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+
+
+def hf_config(config: ModelConfig) -> dict[str, Any]:
+    """The fields of a Hugging Face `config.json` for a ModelConfig; `model_config_from_hf` reads them back to an equal one."""
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if config.rope_scaling is not None:
+        rope.update(vars(config.rope_scaling), rope_type="llama3")
+    architecture = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
+    fields = {
+        "architectures": [architecture[config.model_type]],
+        "model_type": config.model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_parameters": rope,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "max_position_embeddings": config.max_position_embeddings,
+        "initializer_range": config.initializer_range,
+        "dtype": "float32",
+    }
+    if config.model_type != "qwen2":
+        fields["attention_bias"] = config.qkv_bias
+    if config.model_type == "llama":
+        fields["mlp_bias"] = config.mlp_bias
+    return fields

@@ -1,0 +1,232 @@
+"""Hugging Face safetensors straight onto the mesh.
+
+Every process reads only the slices that its own devices hold, one device shard of one parameter at a time, so host memory stays
+under the model's size plus one shard. All problems of a checkpoint are collected and raised together.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, SingleDeviceSharding
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from dcore_jax.errors import UserError
+from dcore_jax.models import Compute, Decoder, ModelConfig, abstract_decoder, read_model_config
+from dcore_jax.weights.names import (
+    EMBEDDING,
+    LM_HEAD,
+    Parameter,
+    parameter_values,
+    parameters,
+    shardings,
+    state_from_rows,
+    weight_files,
+)
+
+_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
+# Buffers that old checkpoints carry and that are computed here.
+_COMPUTED_BUFFERS = (".rotary_emb.inv_freq", ".self_attn.masked_bias", ".self_attn.bias")
+
+
+def local_folder(source: str | Path) -> Path:
+    """The folder of a model: `source` itself, or a hub id downloaded to the hub's cache.
+
+    Raises:
+      UserError: neither a folder nor a model that the hub can give.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"{path}: not a folder; --model wants a Hugging Face folder or hub id")
+    if len(path.parts) != 2 or path.is_absolute() or str(source).startswith("."):
+        raise UserError(f"{path}: no such folder; --model wants a Hugging Face folder or hub id")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                str(source), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+            )
+        )
+    except (
+        Exception
+    ) as error:  # the hub's client raises many kinds; each means that there is no model to load
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{source}: no such folder, and the hub did not give it ({reason})") from None
+
+
+class Tensors:
+    """All tensors of a folder's safetensors files, by name, read slice by slice."""
+
+    def __init__(self, folder: Path, files: ExitStack):
+        self.problems: list[str] = []
+        self._files: dict[str, safe_open] = {}
+        paths = weight_files(folder)
+        if not paths:
+            raise UserError(f"{folder}: no *.safetensors file in it")
+        index = folder / "model.safetensors.index.json"
+        if index.exists():
+            try:
+                named = set(json.loads(index.read_text())["weight_map"].values())
+            except (ValueError, KeyError) as error:
+                raise UserError(f"{index}: not a safetensors index ({error})") from None
+            self.problems += [
+                f"{index.name} names {name}, which is missing"
+                for name in sorted(named - {p.name for p in paths})
+            ]
+            # Other safetensors files (adapters, a consolidated copy) may lie beside the indexed ones.
+            paths = [path for path in paths if path.name in named]
+        for path in paths:
+            try:
+                file = files.enter_context(safe_open(path, "np"))
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path}: truncated or no safetensors file ({error})") from None
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                if name in self._files:
+                    self.problems.append(f"tensor {name} is stored twice")
+                self._files[name] = file
+
+    def names(self) -> set[str]:
+        return set(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._files[name].get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        return self._files[name].get_slice(name).get_dtype()
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        whole = self._files[name].get_slice(name)
+        return whole[index] if index else whole[:]
+
+
+def load_decoder(
+    source: str | Path, *, compute: Compute | None = None, mesh: Mesh | None = None, progress: bool = False
+) -> Decoder:
+    """Loads a Hugging Face folder or hub id; parameters lie on `mesh` by the sharding table, or on the first device.
+
+    Raises:
+      UserError: everything that is wrong with the checkpoint, in one line: missing, unknown or misshapen tensors, dtypes that
+        are no floating point numbers, truncated files, NaN or infinite weights.
+    """
+    folder = local_folder(source)
+    config = read_model_config(folder)
+    decoder = abstract_decoder(config, compute)
+    graph, _ = nnx.split(decoder)
+    shapes = parameter_values(decoder)
+    with ExitStack() as files:
+        tensors = Tensors(folder, files)
+        _check(config, tensors, shapes, folder)
+        rows = parameters(config)
+        if mesh is not None:
+            where = dict(nnx.to_flat_state(shardings(config, mesh)))
+        else:
+            where = {row.path: nnx.Param(SingleDeviceSharding(jax.devices()[0])) for row in rows}
+        values, broken = {}, []
+        for row in tqdm(rows, desc="loading", unit="tensor", disable=not progress, leave=False):
+            value = _read_parameter(row, tensors, shapes[row.path], where[row.path].get_value())
+            values[row.path] = value
+            broken += _non_finite(row, value, config.num_layers)
+        if broken:
+            raise UserError(f"{folder}: NaN or infinite values in {_some(broken)}")
+    return nnx.merge(graph, state_from_rows(values))
+
+
+def new_decoder(
+    config: ModelConfig, *, compute: Compute | None = None, seed: int = 0, mesh: Mesh | None = None
+) -> Decoder:
+    """A decoder with random weights, normal with the config's `initializer_range`; the same on every mesh."""
+
+    def make() -> nnx.State:
+        return nnx.state(Decoder(config, compute=compute, rngs=nnx.Rngs(params=seed)), nnx.Param)
+
+    graph, _ = nnx.split(abstract_decoder(config, compute))
+    where = shardings(config, mesh) if mesh is not None else None
+    return nnx.merge(graph, jax.jit(make, out_shardings=where)())
+
+
+def _check(config: ModelConfig, tensors: Tensors, shapes: dict, folder: Path) -> None:
+    problems = list(tensors.problems)
+    expected: dict[str, tuple[int, ...]] = {}
+    for row in parameters(config):
+        shape = shapes[row.path].shape[1:] if row.stacked else shapes[row.path].shape
+        for name in row.tensor_names(config.num_layers):
+            expected[name] = shape[::-1] if row.transposed else shape
+    found = tensors.names()
+    problems += [f"{name} is missing" for name in expected if name not in found]
+    for name in sorted(found - set(expected)):
+        if name == LM_HEAD and config.tie_word_embeddings:
+            if not _same_tensor(tensors, LM_HEAD, EMBEDDING):
+                problems.append(f"{LM_HEAD} differs from {EMBEDDING}, but config.json ties them")
+        elif not name.endswith(_COMPUTED_BUFFERS):
+            problems.append(f"{name} is in the file but not in the model")
+    for name in sorted(found & set(expected)):
+        if tensors.shape(name) != expected[name]:
+            problems.append(f"{name} has shape {tensors.shape(name)}, config.json makes it {expected[name]}")
+        if tensors.dtype(name) not in _DTYPES:
+            problems.append(f"{name} has dtype {tensors.dtype(name)}, not one of {', '.join(_DTYPES)}")
+    if problems:
+        raise UserError(f"{folder}: {len(problems)} problems: {_some(problems)}")
+
+
+def _same_tensor(tensors: Tensors, a: str, b: str) -> bool:
+    if b not in tensors.names() or tensors.shape(a) != tensors.shape(b):
+        return False
+    rows = 4096  # at a time: embeddings are the largest tensors there are
+    length = tensors.shape(a)[0]
+    parts = (slice(i, min(i + rows, length)) for i in range(0, length, rows))
+    return all(np.array_equal(tensors.read(a, (part,)), tensors.read(b, (part,))) for part in parts)
+
+
+def _some(problems: list[str], most: int = 8) -> str:
+    shown = "; ".join(problems[:most])
+    return shown if len(problems) <= most else f"{shown}; and {len(problems) - most} more"
+
+
+def _read_parameter(
+    row: Parameter, tensors: Tensors, abstract: jax.ShapeDtypeStruct, where: jax.sharding.Sharding
+):
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+        starts = [s.indices(n) for s, n in zip(index, abstract.shape)]
+        out = np.empty([stop - start for start, stop, _ in starts], abstract.dtype)
+        if not row.stacked:
+            out[...] = _oriented(row, tensors.read(row.tensor, _stored(row, index)))
+        else:
+            for i, layer in enumerate(range(*starts[0])):
+                stored = tensors.read(row.tensor.format(layer=layer), _stored(row, index[1:]))
+                out[i] = _oriented(row, stored)
+        return out
+
+    return jax.make_array_from_callback(abstract.shape, where, shard)
+
+
+def _stored(row: Parameter, index: tuple[slice, ...]) -> tuple[slice, ...]:
+    return index[::-1] if row.transposed else index
+
+
+def _oriented(row: Parameter, x: np.ndarray) -> np.ndarray:
+    return x.T if row.transposed else x
+
+
+@jax.jit
+def _finite(x: jax.Array) -> jax.Array:
+    return jnp.isfinite(x.reshape(x.shape[0], -1)).all(axis=1)
+
+
+def _non_finite(row: Parameter, value: jax.Array, num_layers: int) -> Iterator[str]:
+    finite = _finite(value)
+    if not jax.device_get(jax.jit(jnp.all)(finite)):
+        where = (
+            np.flatnonzero(~np.asarray(jax.jit(lambda x: x)(finite))) if finite.is_fully_addressable else []
+        )
+        names = row.tensor_names(num_layers)
+        yield from [names[i] for i in where] if row.stacked and len(where) else [row.tensor.format(layer="*")]

@@ -1,0 +1,83 @@
+"""Eight virtual CPU devices, run-time shape checks, and small real checkpoints made by transformers."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+from jaxtyping import install_import_hook
+
+install_import_hook("dcore_jax", "beartype.beartype")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+# name -> (transformers config class, fields): odd shapes on purpose.
+_TINY = {
+    "vocab_size": 131,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 512,
+}
+_LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+CHECKPOINTS = {
+    "qwen3": ("Qwen3", {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 20, "rope_parameters": {"rope_type": "default", "rope_theta": 5e6}}),
+    "qwen3_tied": ("Qwen3", {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32, "tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+    "qwen3_bias": ("Qwen3", {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "attention_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
+    "qwen2": ("Qwen2", {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+    "llama": ("Llama", {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": _LLAMA3}),
+    "llama_bias_tied": ("Llama", {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 24, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
+}  # fmt: skip
+
+
+def torch_model(name: str, **changes):
+    """A random transformers model in float32; biases and norm scales are random too, so that nothing hides behind 0 or 1."""
+    import transformers
+
+    kind, fields = CHECKPOINTS[name]
+    config = getattr(transformers, f"{kind}Config")(
+        **{**_TINY, "initializer_range": 0.1, **fields, **changes}
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if "norm" in parameter_name or parameter_name.endswith("bias"):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """Folders of small random checkpoints, by the names of CHECKPOINTS; made when first asked for."""
+
+    class Folders(dict):
+        def __missing__(self, name):
+            folder = tmp_path_factory.mktemp("checkpoints") / name
+            torch_model(name).save_pretrained(folder)
+            self[name] = folder
+            return folder
+
+    return Folders()
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real records beside the repository; tests that need it skip where it is absent."""
+    folder = Path(__file__).parents[1].parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no folder of real records beside the repository")
+    return folder

@@ -1,0 +1,208 @@
+"""The decoder against transformers, and what packing may not change."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from conftest import CHECKPOINTS, torch_model
+from flax import nnx
+
+from dcore_jax import UserError, load_hf
+from dcore_jax.models import Compute, model_config_from_hf
+from dcore_jax.models.attention import choose_implementation
+from dcore_jax.models.decoder import REMAT_POLICIES
+from dcore_jax.weights import hf_config, hf_tensors, new_decoder
+
+RNG = np.random.default_rng(0)
+TOKENS = RNG.integers(0, 131, (2, 24)).astype(np.int32)
+
+
+def torch_loss(model, tokens):
+    logits = model(torch.tensor(tokens, dtype=torch.long)).logits
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].reshape(-1, logits.shape[-1]),
+        torch.tensor(tokens[:, 1:], dtype=torch.long).reshape(-1),
+    )
+
+
+def jax_loss(graph, params, tokens):
+    logits = nnx.merge(graph, params)(tokens)
+    logprobs = jax.nn.log_softmax(logits[:, :-1])
+    return -jnp.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1).mean()
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_logits_and_gradients_equal_transformers(name, checkpoints):
+    reference, model = torch_model(name), load_hf(checkpoints[name])
+    with torch.no_grad():
+        expected = reference(torch.tensor(TOKENS, dtype=torch.long)).logits.numpy()
+    assert model(TOKENS).dtype == jnp.float32
+    np.testing.assert_allclose(model(TOKENS), expected, atol=1e-4)
+
+    loss = torch_loss(reference, TOKENS)
+    loss.backward()
+    graph, params = nnx.split(model)
+    value, gradient = jax.jit(jax.value_and_grad(jax_loss, argnums=1), static_argnums=0)(
+        graph, params, TOKENS
+    )
+    assert abs(float(value) - loss.item()) < 1e-5
+    ours = dict(hf_tensors(nnx.merge(graph, gradient)))
+    theirs = {key: p.grad.numpy() for key, p in reference.named_parameters()}
+    assert set(ours) == set(theirs)
+    for key, expected in theirs.items():
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(ours[key], expected, atol=1e-4 * scale, err_msg=key)
+
+
+def test_depth_does_not_change_the_compiled_program():
+    def program(layers):
+        config = model_config_from_hf(torch_model("qwen3", num_hidden_layers=layers).config.to_dict())
+        graph, params = nnx.split(new_decoder(config))
+        return len(jax.jit(lambda p, t: nnx.merge(graph, p)(t)).lower(params, TOKENS).as_text().splitlines())
+
+    assert program(2) == program(9)
+
+
+@pytest.mark.parametrize("remat", REMAT_POLICIES)
+def test_remat_changes_nothing(remat, checkpoints):
+    model = load_hf(checkpoints["qwen3"])
+    expected = jax.grad(lambda p: jax_loss(nnx.split(model)[0], p, TOKENS))(nnx.state(model))
+    other = model.with_compute(remat=remat)
+    graph, params = nnx.split(other)
+    actual = jax.jit(jax.grad(lambda p: jax_loss(graph, p, TOKENS)))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), actual, expected)
+
+
+def test_bf16_compute_keeps_float32_parameters_and_float32_logits(checkpoints):
+    model = load_hf(checkpoints["qwen3_tied"], dtype="bfloat16", param_dtype="float32")
+    assert {x.dtype for x in jax.tree.leaves(nnx.state(model))} == {jnp.dtype(jnp.float32)}
+    logits = model(TOKENS)
+    assert logits.dtype == jnp.float32
+    expected = load_hf(checkpoints["qwen3_tied"])(TOKENS)
+    error = np.abs(logits - expected).max() / np.abs(expected).max()
+    assert 0 < error < 0.03  # bf16 has 8 bits; exactly 0 would mean that nothing ran in bf16
+
+
+def _packed(first, second, padding):
+    tokens = np.concatenate([first, second, np.zeros(padding, np.int32)])[None]
+    positions = np.concatenate([np.arange(len(first)), np.arange(len(second)), np.arange(padding)])[
+        None
+    ].astype(np.int32)
+    ids = np.repeat([1, 2, 0], [len(first), len(second), padding])[None].astype(np.int32)
+    return tokens, positions, ids
+
+
+@pytest.mark.parametrize("attention", ["xla", "splash_interpret"])
+def test_packed_rows_equal_separate_rows_and_no_gradient_crosses_a_border(attention, checkpoints):
+    first, second = RNG.integers(0, 131, 50).astype(np.int32), RNG.integers(0, 131, 61).astype(np.int32)
+    tokens, positions, ids = _packed(first, second, 128 - 111)
+    model = load_hf(checkpoints["qwen3"], attention=attention)
+    alone = load_hf(checkpoints["qwen3"])
+    logits = model(tokens, positions, ids)[0]
+    np.testing.assert_allclose(logits[:50], alone(first[None])[0], atol=1e-4)
+    np.testing.assert_allclose(logits[50:111], alone(second[None])[0], atol=1e-4)
+
+    def second_loss(embeddings):
+        from dcore_jax.models.attention import attend
+
+        def run(q, k, v, cache):
+            return attend(q, k, v, jnp.asarray(ids), implementation=attention), cache
+
+        hidden, _ = model.run_layers(embeddings, jnp.asarray(positions), run)
+        return jnp.square(hidden[:, 50:111] @ model.unembed).mean()
+
+    gradient = np.abs(jax.grad(second_loss)(model.embed(jnp.asarray(tokens))))[0].sum(-1)
+    assert (gradient[50:111] > 0).all()
+    assert (gradient[:50] == 0).all()
+    assert (gradient[111:] == 0).all()
+
+
+def test_long_rows_attend_in_blocks_with_the_same_result(checkpoints, monkeypatch):
+    from dcore_jax.models import attention
+
+    tokens = RNG.integers(0, 131, (1, 70)).astype(np.int32)
+    ids = np.repeat([1, 2, 3], [30, 27, 13])[None].astype(np.int32)
+    model = load_hf(checkpoints["qwen3"], attention="xla")
+
+    def loss(params):
+        return jnp.square(nnx.merge(nnx.split(model)[0], params)(tokens, None, ids)).mean()
+
+    expected = jax.value_and_grad(loss)(nnx.state(model))
+    monkeypatch.setattr(attention, "XLA_QUERY_BLOCK", 16)
+    actual = jax.value_and_grad(loss)(nnx.state(model))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "platform", "dtype", "head_dim", "length", "chosen"),
+    [
+        ("auto", "cpu", "float32", 128, 4096, "xla"),
+        ("auto", "gpu", "bfloat16", 128, 4096, "cudnn"),
+        ("auto", "gpu", "float32", 128, 4096, "xla"),
+        ("auto", "gpu", "bfloat16", 256, 4096, "xla"),
+        ("auto", "tpu", "bfloat16", 128, 4096, "splash"),
+        ("auto", "tpu", "bfloat16", 64, 4096, "xla"),
+        ("cudnn", "cpu", "bfloat16", 128, 4096, "needs an NVIDIA GPU"),
+        ("cudnn", "gpu", "float32", 128, 4096, "needs bf16 or fp16"),
+        ("splash", "gpu", "bfloat16", 128, 4096, "needs a TPU"),
+        ("splash", "tpu", "bfloat16", 128, 100, "multiple of 128"),
+        ("flash", "gpu", "bfloat16", 128, 4096, "is unknown; choose one of"),
+    ],
+)
+def test_every_backend_honours_segments_or_is_refused(wanted, platform, dtype, head_dim, length, chosen):
+    def choose():
+        return choose_implementation(
+            wanted, platform=platform, dtype=jnp.dtype(dtype), head_dim=head_dim, length=length
+        )
+
+    if " " in chosen:
+        with pytest.raises(UserError, match=chosen):
+            choose()
+    else:
+        assert choose() == chosen
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_config_survives_the_round_trip(name):
+    fields = torch_model(name).config.to_dict()
+    config = model_config_from_hf(fields)
+    assert model_config_from_hf(hf_config(config)) == config
+    assert config.num_parameters == sum(p.numel() for p in torch_model(name).parameters())
+
+
+def test_old_and_new_spelling_of_rope_are_read_alike():
+    new = torch_model("llama").config.to_dict()
+    rope = dict(new["rope_parameters"])
+    old = {k: v for k, v in new.items() if k != "rope_parameters"} | {
+        "rope_theta": rope.pop("rope_theta"),
+        "rope_scaling": rope,
+    }
+    assert model_config_from_hf(old) == model_config_from_hf(new)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "mixtral"}, "model_type 'mixtral' is not supported; supported: qwen3, qwen2, llama"),
+        ({"architectures": ["Qwen3ForSequenceClassification"]}, "architectures 'Qwen3ForSequenceClassification'"),
+        ({"hidden_act": "gelu"}, "field hidden_act='gelu' changes the result"),
+        ({"use_sliding_window": True}, "field use_sliding_window=True"),
+        ({"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "layer_types holds 'sliding_attention'"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}}, "rope type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"quantization_config": {"bits": 4}}, "field quantization_config"),
+        ({"attn_logit_softcapping": 50.0}, "field attn_logit_softcapping=50.0 is unknown"),
+        ({"num_key_value_heads": 3}, "not a multiple"),
+        ({"hidden_size": None}, "field 'hidden_size' is missing"),
+    ],
+)  # fmt: skip
+def test_a_field_that_would_change_the_result_is_refused_by_name(change, message):
+    fields = torch_model("qwen3").config.to_dict()
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        model_config_from_hf({**fields, **change})
+
+
+def test_an_unknown_remat_policy_is_refused():
+    with pytest.raises(UserError, match="remat 'everything' is unknown"):
+        Compute(remat="everything")

@@ -1,0 +1,217 @@
+"""Hugging Face both ways: byte-equal, every tensor once, every problem named, nothing half-written."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import torch
+from conftest import CHECKPOINTS, torch_model
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from dcore_jax import UserError, export_hf, load_hf
+from dcore_jax.mesh import make_mesh
+from dcore_jax.weights import load_decoder
+from dcore_jax.weights.export import export_decoder
+
+
+def all_tensors(folder):
+    return {name: x for file in folder.glob("*.safetensors") for name, x in load_file(file).items()}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_import_then_export_is_byte_equal_per_tensor(name, dtype, tmp_path):
+    source = tmp_path / "source"
+    torch_model(name).to(getattr(torch, dtype)).save_pretrained(source, max_shard_size="60KB")
+    assert len(list(source.glob("*.safetensors"))) > 1
+    out = export_hf(load_hf(source), tmp_path / "out", source=source)
+    before, after = all_tensors(source), all_tensors(out)
+    assert set(before) == set(after)
+    for key in before:
+        assert before[key].dtype == after[key].dtype
+        assert before[key].tobytes() == after[key].tobytes(), key
+
+
+def test_transformers_loads_a_sharded_export_and_computes_the_same(tmp_path, checkpoints):
+    import transformers
+
+    model = load_hf(checkpoints["qwen3_tied"])
+    out = export_decoder(model, tmp_path / "out", source=checkpoints["qwen3_tied"], max_shard_bytes=60_000)
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {p.name for p in out.glob("*.safetensors")}
+    assert len(set(index["weight_map"].values())) > 1
+    reference = transformers.AutoModelForCausalLM.from_pretrained(out)
+    tokens = np.arange(12, dtype=np.int32)[None]
+    with torch.no_grad():
+        np.testing.assert_allclose(model(tokens), reference(torch.tensor(tokens).long()).logits, atol=1e-4)
+
+
+def test_without_a_source_the_config_is_written_from_the_model(tmp_path, checkpoints):
+    out = export_hf(load_hf(checkpoints["llama"]), tmp_path / "out")
+    assert load_hf(out).config == load_hf(checkpoints["llama"]).config
+
+
+def test_companion_files_travel_and_weights_do_not(tmp_path, checkpoints):
+    source = tmp_path / "source"
+    shutil.copytree(checkpoints["qwen3"], source)
+    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json", "merges.txt"):
+        (source / name).write_text("{}")
+    (source / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"x": "model.safetensors"}})
+    )
+    out = export_hf(load_hf(source), tmp_path / "out", source=source, dtype="bfloat16")
+    names = {p.name for p in out.iterdir()}
+    assert {
+        "tokenizer.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "merges.txt",
+        "config.json",
+        "model.safetensors",
+    } == names
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+    assert {x.dtype.name for x in all_tensors(out).values()} == {"bfloat16"}
+
+
+def test_a_tied_checkpoint_that_stores_its_head_keeps_it(tmp_path, checkpoints):
+    source = tmp_path / "source"
+    shutil.copytree(checkpoints["qwen3_tied"], source)
+    tensors = all_tensors(source)
+    save_file(
+        {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]},
+        source / "model.safetensors",
+        {"format": "pt"},
+    )
+    out = export_hf(load_hf(source), tmp_path / "out", source=source)
+    assert set(all_tensors(out)) == {*tensors, "lm_head.weight"}
+    save_file(
+        {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, source / "model.safetensors"
+    )
+    with pytest.raises(UserError, match=r"lm_head.weight differs from model.embed_tokens.weight"):
+        load_hf(source)
+
+
+def test_all_problems_are_named_at_once(tmp_path, checkpoints):
+    source = tmp_path / "source"
+    shutil.copytree(checkpoints["qwen3"], source)
+    tensors = all_tensors(source)
+    del tensors["model.layers.1.self_attn.q_norm.weight"]
+    tensors["model.layers.0.mlp.gate_proj.weight"] = tensors["model.layers.0.mlp.gate_proj.weight"][:-1]
+    tensors["model.layers.2.mlp.up_proj.weight"] = tensors["model.layers.2.mlp.up_proj.weight"].astype(
+        np.int8
+    )
+    tensors["model.vision.weight"] = np.zeros(3, np.float32)
+    save_file(tensors, source / "model.safetensors")
+    with pytest.raises(UserError) as error:
+        load_hf(source)
+    message = str(error.value)
+    assert "4 problems" in message
+    assert "\n" not in message
+    assert "model.layers.1.self_attn.q_norm.weight is missing" in message
+    assert "model.layers.0.mlp.gate_proj.weight has shape (79, 48), config.json makes it (80, 48)" in message
+    assert "model.layers.2.mlp.up_proj.weight has dtype I8" in message
+    assert "model.vision.weight is in the file but not in the model" in message
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_non_finite_weights_are_named(bad, tmp_path, checkpoints):
+    source = tmp_path / "source"
+    shutil.copytree(checkpoints["qwen3"], source)
+    tensors = all_tensors(source)
+    tensors["model.layers.2.mlp.up_proj.weight"][3, 4] = bad
+    save_file(tensors, source / "model.safetensors")
+    with pytest.raises(UserError, match=r"NaN or infinite values in model.layers.2.mlp.up_proj.weight$"):
+        load_hf(source)
+
+
+def test_truncated_and_missing_files_are_named(tmp_path, checkpoints):
+    source = tmp_path / "source"
+    shutil.copytree(checkpoints["qwen3"], source)
+    weights = source / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"model.safetensors: truncated"):
+        load_hf(source)
+    weights.unlink()
+    with pytest.raises(UserError, match=r"no \*.safetensors file"):
+        load_hf(source)
+    (source / "config.json").unlink()
+    with pytest.raises(UserError, match=r"config.json: not found"):
+        load_hf(source)
+    with pytest.raises(UserError, match="no such folder"):
+        load_hf(tmp_path / "nowhere")
+
+
+def test_a_non_empty_folder_is_refused_and_left_alone(tmp_path, checkpoints):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious").write_text("mine")
+    with pytest.raises(UserError, match="exists and is not empty"):
+        export_hf(load_hf(checkpoints["qwen3"]), out)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (out / "precious").read_text() == "mine"
+
+
+def test_an_export_that_fails_midway_leaves_nothing(tmp_path, checkpoints):
+    code = f"""
+import resource, signal
+from dcore_jax import load_hf, export_hf, UserError
+model = load_hf({str(checkpoints["qwen3"])!r})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # the disk takes 20 kB a file
+try:
+    export_hf(model, {str(tmp_path / "out")!r})
+except UserError as error:
+    print("refused:", error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "refused:" in done.stdout
+    assert "could not be written" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mesh", ["8", "data=2,fsdp=2,tensor=2"])
+def test_weights_arrive_sharded_and_equal(mesh, tmp_path):
+    source = tmp_path / "source"
+    torch_model("qwen3_bias", vocab_size=128).save_pretrained(source)
+    on_mesh = load_decoder(source, mesh=make_mesh(mesh))
+    alone = load_hf(source)
+    kernel = on_mesh.layers.attention.q.kernel.get_value()
+    assert kernel.addressable_shards[0].data.size * (8 if mesh == "8" else 4) == kernel.size
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), nnx.state(on_mesh), nnx.state(alone))
+    out = export_hf(on_mesh, tmp_path / "out", source=source)
+    assert {k: v.tobytes() for k, v in all_tensors(out).items()} == {
+        k: v.tobytes() for k, v in all_tensors(source).items()
+    }
+
+
+def test_host_memory_stays_under_the_model_plus_one_shard(tmp_path):
+    """Measured in a process of its own: the growth of its peak resident memory while loading."""
+    source = tmp_path / "source"
+    torch_model(
+        "qwen3", hidden_size=512, intermediate_size=2048, num_hidden_layers=12, vocab_size=8192
+    ).save_pretrained(source)
+    size = sum(p.stat().st_size for p in source.glob("*.safetensors"))
+    code = f"""
+import resource, jax
+from dcore_jax.weights import load_decoder, new_decoder
+from dcore_jax.models import read_model_config
+import jax.numpy as jnp
+load_decoder({str(tmp_path / "tiny")!r})  # everything imported and the runtime warm
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = load_decoder({str(source)!r})
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    torch_model("qwen3").save_pretrained(tmp_path / "tiny")
+    grown = int(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    )
+    largest = 12 * 512 * 2048 * 4  # the largest stacked parameter, float32
+    assert size > 8 * largest / 4
+    # Pages of the memory-mapped file that were read count as resident until the kernel wants them back: one more copy at most
+    # is not ours to avoid, so the bound is on what we allocate: the model, one shard, and the mapped file.
+    assert grown < 2 * size + largest
