@@ -79,8 +79,8 @@ def render_calls(calls: Sequence[Call], call_format: CallFormat) -> str:
     """Write calls so that `parse_calls` gives them back: the identity for any JSON arguments within `bounds`.
 
     A tag such as `</think>` inside a string is written with an escape, so that it cannot end the thought or
-    the block. No calls: `[]` in `python`, nothing in `tags` and `qwen`. Raises `UserError` naming the call for
-    an empty tool name, lone surrogates, numbers that are not finite, values beyond the bounds.
+    the block. No calls: `[]` in `python`, nothing in `tags` and `qwen`. Raises `UserError` naming the call
+    for an empty tool name, lone surrogates, numbers that are not finite, values beyond the bounds.
     """
     _check_format(call_format)
     for i, call in enumerate(calls):

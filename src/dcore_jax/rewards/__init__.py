@@ -1,0 +1,17 @@
+"""Rewards for tool calls: one file per paper, the parts of each reward as well as the sum."""
+
+from dcore_jax.rewards.reflection import REFLECTION_WORDS, RELEASE_REWARD_WORDS, count_reflections, is_lazy
+from dcore_jax.rewards.reward import Reward
+from dcore_jax.rewards.tool_reward import PRESETS, Preset, reward_range, tool_reward
+
+__all__ = [
+    "PRESETS",
+    "REFLECTION_WORDS",
+    "RELEASE_REWARD_WORDS",
+    "Preset",
+    "Reward",
+    "count_reflections",
+    "is_lazy",
+    "reward_range",
+    "tool_reward",
+]

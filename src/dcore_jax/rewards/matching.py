@@ -1,0 +1,67 @@
+"""How predicted calls are held against reference calls: the arithmetic that all the papers share."""
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+from dcore_jax.calls import Call, values_equal
+
+
+class Match(NamedTuple):
+    """A reference call beside the prediction that was matched to it.
+
+    predicted: None when no prediction has the name, or none that has it agrees in anything.
+    keys: J of the parameter names, in [0, 1]; 0 without a prediction.
+    values: how many of the reference's parameters have an equal value in the prediction.
+    """
+
+    reference: Call
+    predicted: Call | None
+    keys: float
+    values: int
+
+
+def jaccard(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
+    """J: size of the multiset intersection over that of the union; 1 for two empty lists, 0 if only one is."""
+    if not a and not b:
+        return 1.0
+    shared = (Counter(a) & Counter(b)).total()
+    return shared / (len(a) + len(b) - shared)
+
+
+def match_calls(predicted: Sequence[Call], reference: Sequence[Call]) -> tuple[Match, ...]:
+    """Match each reference call, in order, with the best unused prediction of the same name (ToolRL, section
+    3.3).
+
+    Best is the largest J(parameter names) + number of equal values, the first among equals; a prediction that
+    scores 0 is left for a later reference. Values are compared by type and size (`values_equal`).
+    """
+    unused = list(predicted)
+    matches = []
+    for call in reference:
+        best = Match(call, None, 0.0, 0)
+        for candidate in unused:
+            if candidate.name != call.name:
+                continue
+            keys = jaccard(list(call.arguments), list(candidate.arguments))
+            values = sum(
+                name in candidate.arguments and values_equal(candidate.arguments[name], value)
+                for name, value in call.arguments.items()
+            )
+            if keys + values > best.keys + best.values:
+                best = Match(call, candidate, keys, values)
+        if best.predicted is not None:
+            unused = [other for other in unused if other is not best.predicted]
+        matches.append(best)
+    return tuple(matches)
+
+
+def accuracy(predicted: Sequence[Call], reference: Sequence[Call]) -> float:
+    """ToolRL's and ResT's share of what could be right, in [0, 1]; 1 for the reference itself.
+
+    (J(names) + sum over reference calls of [J(parameter names) + equal values])
+        / (1 + number of reference calls + number of reference parameters)
+    """
+    score = jaccard([call.name for call in reference], [call.name for call in predicted])
+    score += sum(match.keys + match.values for match in match_calls(predicted, reference))
+    return score / (1 + sum(1 + len(call.arguments) for call in reference))

@@ -1,0 +1,102 @@
+"""The one door to every reward: a preset by name, a response and the calls it should have made."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+from dcore_jax.calls import JSON, Call, CallFormat, as_calls, parse_response
+from dcore_jax.errors import UserError
+from dcore_jax.rewards.dcore import dcore_paper_reward, dcore_release_reward
+from dcore_jax.rewards.rest import format_scale, rest_paper_reward, rest_release_reward
+from dcore_jax.rewards.reward import Reward
+from dcore_jax.rewards.toolrl import toolrl_reward
+
+Preset = Literal["dcore_paper", "dcore_release", "toolrl", "rest_paper", "rest_release"]
+PRESETS: tuple[Preset, ...] = get_args(Preset)
+
+
+def tool_reward(
+    text: str | bytes,
+    reference: Sequence[Call | Mapping[str, JSON]],
+    *,
+    preset: Preset = "dcore_release",
+    call_format: CallFormat = "python",
+    progress: float = 0.0,
+    expects_reply: bool | None = None,
+    beta_accuracy: float = 1.0,
+    beta_format: float = 1.0,
+) -> Reward:
+    """Score an assistant turn against the calls it should have made.
+
+    Args:
+      text: the whole turn, opening `<think>` included and end-of-turn token not.
+      reference: `Call`s or `{"name", "arguments"}`, in order; empty: no call is expected.
+      preset: dcore_paper | dcore_release | toolrl | rest_paper | rest_release; their equations stand in the
+        module of each paper, their table in docs/rewards.md.
+      call_format: python | tags | qwen, the format the turn is written in.
+      progress: nu, the share of the training that is done, in [0, 1]; only the rest presets look at it.
+      expects_reply: whether the reference turn also speaks to the user; None: it does when it makes no call.
+        Only the format rules of toolrl and rest look at it.
+      beta_accuracy, beta_format: the weights of rest_paper's two parts; the paper gives none.
+
+    Returns:
+      `Reward(total, parts, error)`, total being the sum of the parts. No text makes it raise.
+
+    Raises:
+      UserError: an unknown preset or format, a reference that is not a list of calls, progress outside [0, 1].
+    """
+    _check(preset, progress)
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", errors="replace")
+    calls = as_calls(reference)
+    parsed = parse_response(text, call_format)
+    if preset == "dcore_paper":
+        return dcore_paper_reward(text, parsed, calls)
+    if preset == "dcore_release":
+        return dcore_release_reward(text, parsed, calls)
+    if preset == "toolrl":
+        return toolrl_reward(text, parsed, calls, call_format=call_format, expects_reply=expects_reply)
+    if preset == "rest_paper":
+        return rest_paper_reward(
+            text,
+            parsed,
+            calls,
+            call_format=call_format,
+            progress=progress,
+            beta_accuracy=beta_accuracy,
+            beta_format=beta_format,
+            expects_reply=expects_reply,
+        )
+    return rest_release_reward(
+        text, parsed, calls, call_format=call_format, progress=progress, expects_reply=expects_reply
+    )
+
+
+def reward_range(
+    preset: Preset,
+    *,
+    expects_calls: bool = True,
+    progress: float = 0.0,
+    beta_accuracy: float = 1.0,
+    beta_format: float = 1.0,
+) -> tuple[float, float]:
+    """The lowest and the highest total that `tool_reward` gives with these settings."""
+    _check(preset, progress)
+    low, high = format_scale(progress)
+    ranges: dict[Preset, tuple[float, float]] = {
+        "dcore_paper": (0.0, 4.0),
+        "dcore_release": (-3.0, 4.0),
+        "toolrl": (-3.0, 4.0) if expects_calls else (0.0, 1.0),
+        "rest_paper": (0.0, (1 - progress) * (beta_accuracy + beta_format)),
+        "rest_release": (low - 2 - progress, high + 2 + progress) if expects_calls else (low, high),
+    }
+    return ranges[preset]
+
+
+def _check(preset: str, progress: float) -> None:
+    if preset not in PRESETS:
+        raise UserError(f"unknown reward preset {preset!r}; choose one of {', '.join(PRESETS)}")
+    if not (math.isfinite(progress) and 0.0 <= progress <= 1.0):
+        raise UserError(
+            f"progress must lie in [0, 1], found {progress}; it is the share of the training done"
+        )

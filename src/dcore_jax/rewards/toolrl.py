@@ -1,0 +1,78 @@
+"""ToolRL's reward (arXiv 2504.13958): a format rule in {0, 1} and a correctness in [-3, 3].
+
+Under the `tags` format the rule is the published one: a thought, one line break, then the blocks that the
+turn should have, each once, and nothing else. For the other formats, which ToolRL does not know, the same
+idea: a thought, then only calls (or, when no call is expected, only a reply). Tags that a thought mentions
+do not count.
+"""
+
+import re
+from collections.abc import Sequence
+
+from dcore_jax.calls import Call, CallFormat, ParsedResponse, split_thought
+from dcore_jax.rewards.matching import accuracy
+from dcore_jax.rewards.reward import Reward, sum_of
+
+MAX_CORRECTNESS = 3.0
+
+_CALL_TAGS, _REPLY_TAGS = ("<tool_call>", "</tool_call>"), ("<response>", "</response>")
+# (calls expected, reply expected) -> the layout after the thought, and the tags that must occur once in it.
+_LAYOUTS = {
+    (True, False): (re.compile(r"\n<tool_call>\n.*\n</tool_call>", re.DOTALL), _CALL_TAGS),
+    (False, True): (re.compile(r"\n<response>.*</response>", re.DOTALL), _REPLY_TAGS),
+    (True, True): (
+        re.compile(r"\n<tool_call>\n.*\n</tool_call>\n<response>.*</response>", re.DOTALL),
+        _CALL_TAGS + _REPLY_TAGS,
+    ),
+    (False, False): (re.compile(""), ()),
+}
+
+
+def toolrl_reward(
+    text: str,
+    parsed: ParsedResponse,
+    reference: Sequence[Call],
+    *,
+    call_format: CallFormat,
+    expects_reply: bool | None = None,
+) -> Reward:
+    """format + correctness, in [-3, 4]; without reference calls correctness is 0, so in [0, 1].
+
+    correctness = 6 * accuracy - 3 (see `matching.accuracy`); -3 when the calls cannot be read or there are
+    none.
+
+    Args:
+      text, parsed: the response and what `parse_response` made of it.
+      reference: the calls that are expected; empty for none.
+      call_format: the format the response is written in.
+      expects_reply: whether the reference turn speaks to the user; None: it does when it makes no call.
+    """
+    parts = {
+        "format": float(follows_format(text, parsed, bool(reference), call_format, expects_reply)),
+        "correctness": 6 * read_accuracy(parsed, reference) - MAX_CORRECTNESS if reference else 0.0,
+    }
+    return sum_of(parts, parsed.error)
+
+
+def read_accuracy(parsed: ParsedResponse, reference: Sequence[Call]) -> float:
+    """`matching.accuracy` of the calls that were read; 0 when there are none or they could not be read."""
+    return accuracy(parsed.calls, reference) if parsed.calls else 0.0
+
+
+def follows_format(
+    text: str,
+    parsed: ParsedResponse,
+    expects_calls: bool,
+    call_format: CallFormat,
+    expects_reply: bool | None = None,
+) -> bool:
+    """Whether the stripped response is laid out as ToolRL asks; its calls need be neither right nor readable."""
+    if expects_reply is None:
+        expects_reply = not expects_calls
+    _, answer, closed = split_thought(text)
+    if not closed or not text.lstrip().startswith("<think>"):
+        return False
+    if call_format != "tags":
+        return bool(parsed.call_text) == expects_calls and bool(parsed.reply) == expects_reply
+    pattern, tags = _LAYOUTS[expects_calls, expects_reply]
+    return all(answer.count(tag) == 1 for tag in tags) and bool(pattern.fullmatch(answer.rstrip()))
