@@ -1,0 +1,135 @@
+"""The tokenizer and the configuration of a Qwen3 small enough to train on a laptop.
+
+The tokenizer is a byte-level BPE trained on the spot on this world's own text: its wording costs few
+tokens, its values (one letter and two digits) and all digits are single characters wherever they stand, so
+that copying a value is copying tokens.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from dcore_jax.errors import UserError
+from dcore_jax.toolworld.generate import generate_tasks
+from dcore_jax.toolworld.records import to_record
+
+PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+# Part of the text a model writes, so decoding keeps them; as one token each they cannot be half-written.
+TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+_ADDED = [*(AddedToken(token, special=True, normalized=False) for token in (PAD, START, END))]
+_ADDED += [AddedToken(token, special=False, normalized=False) for token in TAGS]
+_BYTES = 256
+
+# Merges happen within a piece only. A word is two or more letters and takes the space before it; a lone
+# letter and a digit are pieces of their own, whatever stands before them: `k42` is k, 4, 2 after a space, a
+# quote or a bracket.
+_PIECES = r" ?[\p{L}_]{2,}|\p{L}|\p{N}| ?[^\s\p{L}\p{N}]+|[\r\n]+|[^\S\r\n]+"
+
+_TEMPLATE = Path(__file__).with_name("nano_chat_template.jinja")
+# How the method writes a decomposition, so that these words are in the vocabulary too.
+_DECOMPOSITION = '[{{"step": {0}, "description": "{1}", "index": [{0}]}}]'
+
+
+def build_tokenizer(out_dir: str | os.PathLike[str], *, vocab_size: int = 512) -> PreTrainedTokenizerFast:
+    """Train the nano tokenizer, save it to `out_dir` in Hugging Face form, and return it.
+
+    The files are the same bytes every time. `<|endoftext|>` pads, `<|im_end|>` ends a turn and is the eos
+    token; the chat template is ChatML with `tools=`. Raises UserError when `vocab_size` has no room for the
+    bytes and the added tokens.
+    """
+    smallest = _BYTES + len(_ADDED)
+    if vocab_size < smallest:
+        raise UserError(f"vocab_size={vocab_size} is too small: bytes and added tokens alone take {smallest}")
+    tokenizer = _empty_tokenizer()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(_ADDED),
+        min_frequency=1,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus(), trainer)
+    fast = _wrap(tokenizer)
+    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    fast.save_pretrained(str(out_dir))
+    return fast
+
+
+def nano_config(tokenizer: PreTrainedTokenizerFast, *, hidden: int = 128, layers: int = 4) -> dict[str, Any]:
+    """The `config.json` of a Qwen3 of that size: 0.85 M parameters by default, embeddings tied.
+
+    The vocabulary is the tokenizer's, rounded up to a multiple of 64. Raises UserError unless `hidden` is a
+    multiple of 64 (heads of 32, in pairs that share a key and value head).
+    """
+    head_dim = 32
+    if hidden <= 0 or hidden % (2 * head_dim) or layers < 1:
+        raise UserError(
+            f"hidden={hidden}, layers={layers}: hidden must be a multiple of 64 and layers at least 1"
+        )
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": -(-len(tokenizer) // 64) * 64,
+        "hidden_size": hidden,
+        "intermediate_size": 3 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": hidden // head_dim,
+        "num_key_value_heads": hidden // head_dim // 2,
+        "head_dim": head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": True,
+        "rope_theta": 1_000_000.0,
+        "max_position_embeddings": 2048,
+        "sliding_window": None,
+        "use_sliding_window": False,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "torch_dtype": "float32",
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.convert_tokens_to_ids(END),
+        "pad_token_id": tokenizer.convert_tokens_to_ids(PAD),
+    }
+
+
+def _empty_tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    tokenizer.add_tokens(_ADDED)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        chat_template=_TEMPLATE.read_text(encoding="utf-8"),
+        model_max_length=2048,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _corpus() -> Iterator[str]:
+    """Sample conversations as the template writes them, without the tags, which are tokens already."""
+    writer = _wrap(_empty_tokenizer())
+    for task in generate_tasks(400, seed=0):
+        for call_format in ("python", "qwen"):
+            record = to_record(task, call_format=call_format)
+            text = writer.apply_chat_template(record["messages"], tools=record["tools"], tokenize=False)
+            for token in (PAD, START, END, *TAGS):
+                text = text.replace(token, "\n\n")
+            yield text
+        for number, subtask in enumerate(task.subtasks, 1):
+            yield _DECOMPOSITION.format(number, subtask)
