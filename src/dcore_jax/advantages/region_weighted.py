@@ -1,0 +1,89 @@
+"""ResT (2509.21826): token weights by region that follow a curriculum and multiply the policy objective."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer, Num, Shaped
+
+from dcore_jax.advantages.group_relative import token_mask
+from dcore_jax.errors import UserError
+from dcore_jax.regions.region import Region, RegionValues
+
+REGIONS = len(Region)
+
+
+class RegionEntropy(NamedTuple):
+    """Additive pieces of each region's mean entropy, indexed by `Region`; those of microbatches add up."""
+
+    total: Float[Array, "5"]  # sum of entropies, nats
+    tokens: Float[Array, "5"]  # number of tokens
+
+    def mean(self) -> Float[Array, "5"]:
+        """Mean entropy of each region; NaN for a region without tokens."""
+        return jnp.where(self.tokens > 0, self.total / jnp.maximum(self.tokens, 1), jnp.nan)
+
+
+def region_entropy(
+    entropy: Float[Array | np.ndarray, "responses tokens"],
+    regions: Integer[Array | np.ndarray, "responses tokens"],
+    mask: Shaped[Array | np.ndarray, "responses tokens"],
+) -> RegionEntropy:
+    """Sum of entropies and number of masked tokens in each region."""
+    inside = token_mask(mask).ravel()
+    entropy = jnp.where(inside, jax.lax.stop_gradient(jnp.asarray(entropy, jnp.float32)).ravel(), 0.0)
+    region = jnp.asarray(regions).ravel()
+    total = jax.ops.segment_sum(entropy, region, REGIONS)
+    return RegionEntropy(total, jax.ops.segment_sum(inside.astype(jnp.float32), region, REGIONS))
+
+
+def entropy_region_weights(
+    mean_entropy: Float[Array | np.ndarray, "5"], *, kind: str = "inverse"
+) -> Float[Array, "5"]:
+    """ResT's initial weights from the regions' mean entropies in nats (Eq. 9 and Theorem 2).
+
+    `inverse`: 1 / H; `collision`: 1 / (1 - exp(-H)), whose denominator bounds 1 - sum p^2 (Lemma 2). A region
+    without tokens (NaN) gets weight 1. Weights of nearly certain regions are huge until `rest_weights` clips
+    them. Raises `UserError` for another kind.
+    """
+    entropy = jnp.maximum(jnp.asarray(mean_entropy, jnp.float32), 1e-8)
+    if kind == "inverse":
+        weights = 1.0 / entropy
+    elif kind == "collision":
+        weights = -1.0 / jnp.expm1(-entropy)
+    else:
+        raise UserError(f"entropy weights {kind!r} are unknown; choose inverse or collision")
+    return jnp.where(jnp.isnan(weights), 1.0, weights)
+
+
+def rest_weights(
+    regions: Integer[Array | np.ndarray, "responses tokens"],
+    mask: Shaped[Array | np.ndarray, "responses tokens"],
+    *,
+    initial: RegionValues | Float[Array | np.ndarray, "5"],
+    rates: RegionValues,
+    ceilings: RegionValues,
+    progress: float | Num[Array, ""] = 0.0,
+    weight_min: float = 0.001,
+    weight_max: float = 8.0,
+) -> Float[Array, "responses tokens"]:
+    """Every token's weight (ResT Eq. 16-19): its region's `initial + rate * progress`, clipped and normalised.
+
+    A rise stops at the region's ceiling: `min(initial + rate * progress, max(ceiling, initial))`.
+
+    `rates` are signed: format falls, parameters and thinking rise, names stay. `progress` is in the unit that
+    the rates are given for; the authors' code counts optimizer steps. Weights are clipped to `[weight_min,
+    weight_max]`, then divided by their mean over the response's masked tokens of positive weight, so that
+    mean is 1. A region whose initial weight is 0 is left out: its tokens weigh 0 and do not count in the
+    mean. 0 outside `mask`.
+    """
+    start = jnp.asarray(initial.table() if isinstance(initial, RegionValues) else initial, jnp.float32)
+    moved = start + jnp.asarray(rates.table(), jnp.float32) * progress
+    # A ceiling stops a rise; it does not cut down a weight that starts above it.
+    moved = jnp.minimum(moved, jnp.maximum(jnp.asarray(ceilings.table(), jnp.float32), start))
+    by_region = jnp.where(start > 0, jnp.clip(moved, weight_min, weight_max), 0.0)
+    weights = jnp.where(token_mask(mask), by_region[jnp.asarray(regions)], 0.0)
+    counted = jnp.sum(weights > 0, axis=1, keepdims=True)
+    mean = jnp.sum(weights, axis=1, keepdims=True) / jnp.maximum(counted, 1)
+    return weights / jnp.where(mean > 0, mean, 1.0)

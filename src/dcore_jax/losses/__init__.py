@@ -1,0 +1,30 @@
+"""Policy losses: from log-probabilities and advantages to a scalar whose sum over microbatches is exact."""
+
+from dcore_jax.losses.aggregation import AGGREGATIONS, aggregate, loss_denominator
+from dcore_jax.losses.importance import EngineGap, engine_gap, truncated_importance_weights
+from dcore_jax.losses.kl import KL_ESTIMATORS, kl_estimate
+from dcore_jax.losses.policy import (
+    RATIOS,
+    PolicyMetrics,
+    PolicySums,
+    add_policy_sums,
+    policy_loss,
+    policy_metrics,
+)
+
+__all__ = [
+    "AGGREGATIONS",
+    "KL_ESTIMATORS",
+    "RATIOS",
+    "EngineGap",
+    "PolicyMetrics",
+    "PolicySums",
+    "add_policy_sums",
+    "aggregate",
+    "engine_gap",
+    "kl_estimate",
+    "loss_denominator",
+    "policy_loss",
+    "policy_metrics",
+    "truncated_importance_weights",
+]

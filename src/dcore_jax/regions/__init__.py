@@ -1,0 +1,20 @@
+"""Regions of a response (format, tool name, parameters, thinking), found on the sampled token ids."""
+
+from dcore_jax.regions.assign import response_regions, token_regions
+from dcore_jax.regions.region import PAPER_RULES, RELEASE_RULES, Region, RegionRules, RegionValues, Span
+from dcore_jax.regions.spans import CALL_FORMATS, region_spans
+from dcore_jax.regions.token_bytes import TokenBytes
+
+__all__ = [
+    "CALL_FORMATS",
+    "PAPER_RULES",
+    "RELEASE_RULES",
+    "Region",
+    "RegionRules",
+    "RegionValues",
+    "Span",
+    "TokenBytes",
+    "region_spans",
+    "response_regions",
+    "token_regions",
+]

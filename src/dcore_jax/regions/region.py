@@ -1,0 +1,54 @@
+"""The regions of ResT (arXiv 2509.21826) as data."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class Region(IntEnum):
+    """What a token of a response is part of. The number is the row in every table of region values."""
+
+    OUTSIDE = 0  # free text, replies, padding: anything the other four do not claim
+    FORMAT = (
+        1  # tags, and under `RegionRules.punctuation_is_format` the call syntax around names and parameters
+    )
+    NAME = 2  # the tool's name, without quotes
+    PARAMETERS = 3  # the arguments: the JSON value, or what stands between the parentheses of a Python call
+    THINKING = 4  # what stands between <think> and </think>
+
+
+class Span(NamedTuple):
+    """Bytes `start` to `end` (exclusive) of a response's UTF-8 text belong to `region`."""
+
+    start: int
+    end: int
+    region: Region
+
+
+@dataclass(frozen=True)
+class RegionRules:
+    """Where the paper's text and the authors' code draw the borders of regions differently."""
+
+    # False: only the first call of a block is found, as the released code's search does.
+    all_calls: bool = True
+    # True: braces, keys, commas and newlines that the call syntax needs are FORMAT; False: only tags are.
+    punctuation_is_format: bool = True
+
+
+PAPER_RULES = RegionRules(all_calls=True, punctuation_is_format=True)
+RELEASE_RULES = RegionRules(all_calls=False, punctuation_is_format=False)
+
+
+@dataclass(frozen=True)
+class RegionValues:
+    """One number for each region: initial weights, rates of change, or ceilings."""
+
+    outside: float = 0.0
+    format: float = 0.0
+    name: float = 0.0
+    parameters: float = 0.0
+    thinking: float = 0.0
+
+    def table(self) -> tuple[float, float, float, float, float]:
+        """The values in the order of `Region`, to be indexed by region numbers."""
+        return (self.outside, self.format, self.name, self.parameters, self.thinking)
