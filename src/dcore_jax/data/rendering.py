@@ -1,14 +1,14 @@
 """Records to samples: token ids through the tokenizer's chat template, with a loss mask built from ids alone.
 
-A sample is the conversation up to one assistant turn. The prompt (what a server would send to the model) and the turn are
-rendered as text, tokenised apart and joined, so the boundary between them is where inference has it, and the mask
-is a matter of counting ids; no text is ever searched for.
+A sample is the conversation up to one assistant turn. The prompt (what a server would send to the model) and
+the turn are rendered as text, tokenised apart and joined, so the boundary between them is where inference
+has it, and the mask is a matter of counting ids; no text is ever searched for.
 
 Two masks (docs/data.md holds a worked example of both):
 
 - `last_turn`: loss on the final assistant turn's content and its end token, and on nothing else;
-- `release`: what the D-CORE release trains on (appendix A.6.1 and its SFT trainer): hand-built ChatML, history turns
-  without thinking, loss also on the delimiters of every message, masked assistant content in the denominator.
+- `release`: what the D-CORE release's SFT trainer does (chatml.py): hand-built ChatML, history turns without
+  thinking, loss also on the delimiters of every message, masked assistant content in the denominator.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32
 
+from dcore_jax.data.chatml import Pieces, chatml_ends, chatml_marks, chatml_turn
 from dcore_jax.data.records import Message, Record
 from dcore_jax.errors import UserError
 
@@ -47,19 +48,13 @@ class Rendered(NamedTuple):
     rejected: list[str]
 
 
-class _Pieces(NamedTuple):
-    """Texts to tokenise apart, and how each piece's ids are masked."""
-
-    texts: list[str]
-    kinds: list[str]
-
-
 def render(record: Record, tokenizer: Any, *, mask: Mask = "last_turn", max_length: int) -> Rendered:
     """The samples of one record: one per assistant turn, or only the last (`record.loss_turns`).
 
-    A turn is rejected, with the reason, when its sample is longer than `max_length` tokens (never truncated), when the
-    template raises or does not continue its own prompt, or when the turn is empty or lacks an end token.
-    Raises `UserError` if the tokenizer cannot render at all (no chat template; for `release`, no ChatML tokens).
+    A turn is rejected, with the reason, when its sample is longer than `max_length` tokens (never
+    truncated), when the template raises or does not continue its own prompt, or when the turn is empty or
+    lacks an end token. Raises `UserError` if the tokenizer cannot render at all (no chat template; for
+    `release`, no ChatML tokens).
     """
     return render_batch([record], tokenizer, mask=mask, max_length=max_length)[0]
 
@@ -70,10 +65,10 @@ def render_batch(
     """`render` for many records, with one call of the tokenizer for all of their texts."""
     if mask not in MASKS:
         raise UserError(f"mask must be one of {', '.join(MASKS)}, not {mask!r}")
-    ends = end_of_turn_ids(tokenizer) if mask == "last_turn" else _chatml_ends(tokenizer)
+    ends = end_of_turn_ids(tokenizer) if mask == "last_turn" else chatml_ends(tokenizer)
     plans = [_plan(record, tokenizer, mask) for record in records]
     texts = dict.fromkeys(
-        text for plan in plans for turn in plan if isinstance(turn, _Pieces) for text in turn.texts
+        text for plan in plans for turn in plan if isinstance(turn, Pieces) for text in turn.texts
     )
     ids = dict(zip(texts, _tokenise(tokenizer, list(texts))))
 
@@ -93,8 +88,8 @@ def render_batch(
 def end_of_turn_ids(tokenizer: Any) -> frozenset[int]:
     """The ids that end an assistant turn: the tokenizer's eos, and whatever its template closes a turn with.
 
-    They differ for base models (eos `<|endoftext|>`, template `<|im_end|>`), so the template is asked: the last special
-    token of a rendered probe turn. Raises `UserError` if there is no chat template.
+    They differ for base models (eos `<|endoftext|>`, template `<|im_end|>`), so the template is asked: the
+    last special token of a rendered probe turn. Raises `UserError` if there is no chat template.
     """
     if not getattr(tokenizer, "chat_template", None):
         name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
@@ -104,7 +99,7 @@ def end_of_turn_ids(tokenizer: Any) -> frozenset[int]:
     ends = {tokenizer.eos_token_id} - {None}
     probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     pieces = _templated_turn(tokenizer, probe, 1, None)
-    if isinstance(pieces, _Pieces):
+    if isinstance(pieces, Pieces):
         special = set(tokenizer.all_special_ids)
         special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         closing = [i for i in _tokenise(tokenizer, pieces.texts[1:])[0] if i in special]
@@ -115,20 +110,20 @@ def end_of_turn_ids(tokenizer: Any) -> frozenset[int]:
 # --- plans: the texts of every turn that is to be learned ---
 
 
-def _plan(record: Record, tokenizer: Any, mask: Mask) -> list[_Pieces | str]:
+def _plan(record: Record, tokenizer: Any, mask: Mask) -> list[Pieces | str]:
     """For each assistant turn to learn: its texts, or the reason why there are none."""
     messages = list(record.messages)
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if record.loss_turns == "last":
         turns = turns[-1:]
     if mask == "release":
-        return [_chatml_turn(messages[: turn + 1], record.tools) for turn in turns]
+        return [chatml_turn(messages[: turn + 1], record.tools) for turn in turns]
     return [_templated_turn(tokenizer, messages, turn, record.tools) for turn in turns]
 
 
 def _templated_turn(
     tokenizer: Any, messages: list[Message], turn: int, tools: tuple[dict[str, Any], ...] | None
-) -> _Pieces | str:
+) -> Pieces | str:
     given = {"tools": list(tools) if tools else None, "tokenize": False}
     try:
         prompt = tokenizer.apply_chat_template(messages[:turn], add_generation_prompt=True, **given)
@@ -138,50 +133,7 @@ def _templated_turn(
         return f"chat template failed: {first[:100]}"
     if not whole.startswith(prompt):
         return "template not prefix-stable (the turn does not continue its own prompt)"
-    return _Pieces([prompt, whole[len(prompt) :]], ["prompt", "turn"])
-
-
-def _chatml_turn(messages: list[Message], tools: tuple[dict[str, Any], ...] | None) -> _Pieces | str:
-    """ChatML by hand, as the release's trainer builds it: pieces of header, content and closing per message."""
-    if tools or any("tool_calls" in message for message in messages):
-        return "tools or tool_calls outside the text, which the release mask's hand-built ChatML has no place for"
-    texts: list[str] = []
-    kinds: list[str] = []
-    for message in _tool_results_as_user_turns(messages[:-1]) + messages[-1:]:
-        final = message is messages[-1]
-        content = _with_thinking(message) if final else _without_thinking(message)
-        kind = "learned" if final else ("counted" if message["role"] == "assistant" else "given")
-        texts += ["<|im_start|>", message["role"], "\n", content, "<|im_end|>", "\n"]
-        kinds += ["delimiter", "given", "given", kind, "delimiter", "delimiter"]
-    return _Pieces(texts, kinds)
-
-
-def _tool_results_as_user_turns(messages: list[Message]) -> list[Message]:
-    """D-CORE's corpora carry tool results as user turns; its trainer would put loss on a `tool` turn's text."""
-    turns: list[Message] = []
-    for i, message in enumerate(messages):
-        if message["role"] != "tool":
-            turns.append(message)
-            continue
-        result = f"<tool_response>\n{message['content']}\n</tool_response>"
-        if i and messages[i - 1]["role"] == "tool":
-            turns[-1] = {"role": "user", "content": f"{turns[-1]['content']}\n{result}"}
-        else:
-            turns.append({"role": "user", "content": result})
-    return turns
-
-
-def _with_thinking(message: Message) -> str:
-    thinking = message.get("reasoning_content")
-    content: str = message["content"]
-    return f"<think>\n{thinking.strip()}\n</think>\n\n{content}" if thinking else content
-
-
-def _without_thinking(message: Message) -> str:
-    content: str = message["content"]
-    if message["role"] == "assistant" and content.lstrip().startswith("<think>") and "</think>" in content:
-        return content.split("</think>", 1)[1].lstrip("\n")
-    return content
+    return Pieces([prompt, whole[len(prompt) :]], ["prompt", "turn"])
 
 
 # --- ids and masks ---
@@ -194,18 +146,9 @@ def _tokenise(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 
-def _chatml_ends(tokenizer: Any) -> frozenset[int]:
-    for token in ("<|im_start|>", "<|im_end|>"):
-        if _tokenise(tokenizer, [token])[0] != [tokenizer.convert_tokens_to_ids(token)]:
-            raise UserError(
-                f"mask=release builds ChatML by hand, and this tokenizer has no token {token}; use mask=last_turn"
-            )
-    return frozenset({tokenizer.convert_tokens_to_ids("<|im_end|>")})
-
-
 def _sample(
     record: Record,
-    turn: _Pieces,
+    turn: Pieces,
     ids: dict[str, list[int]],
     ends: frozenset[int],
     mask: Mask,
@@ -223,7 +166,7 @@ def _sample(
     else:
         if any(i in ends for piece, kind in zip(pieces, turn.kinds) if kind == "learned" for i in piece):
             return "an end-of-turn token inside the turn's content"
-        loss, count = _release_marks(pieces, turn.kinds)
+        loss, count = chatml_marks(pieces, turn.kinds)
     tokens = np.fromiter((i for piece in pieces for i in piece), np.int32, length)
     return Sample(tokens, loss, count, record.category, record.origin)
 
@@ -241,11 +184,3 @@ def _last_turn_marks(prompt: list[int], turn: list[int], ends: frozenset[int]) -
     marks[len(prompt) : len(prompt) + closing[0] + 1] = True
     marks[:1] = False
     return marks
-
-
-def _release_marks(pieces: list[list[int]], kinds: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    lengths = [len(piece) for piece in pieces]
-    loss = np.repeat([kind in ("delimiter", "learned") for kind in kinds], lengths)
-    count = np.repeat([kind in ("delimiter", "learned", "counted") for kind in kinds], lengths)
-    loss[:1] = count[:1] = False  # the first token of a sample has nothing that predicts it
-    return loss, count

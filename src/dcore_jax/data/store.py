@@ -20,7 +20,7 @@ _BATCH = 256
 
 @dataclass(frozen=True, eq=False)
 class SampleStore:
-    """Samples end to end in flat arrays: 4 bytes and 2 bits a token. Sample i lies at offsets[i]:offsets[i + 1]."""
+    """Samples end to end in flat arrays, 4 bytes and 2 bits a token: sample i is offsets[i]:offsets[i + 1]."""
 
     tokens: Int32[np.ndarray, "tokens"]
     loss_bits: UInt8[np.ndarray, "bytes"]  # np.packbits of the loss masks
@@ -121,10 +121,11 @@ def load_samples(
     strict: bool = False,
     progress: bool = True,
 ) -> tuple[SampleStore, DataReport]:
-    """Read, render and tokenise files of records. `max_length` is in tokens; longer samples are counted, never cut.
+    """Read, render and tokenise files of records. `max_length` is in tokens; longer samples are counted,
+    never cut.
 
-    Raises `UserError` for a file that cannot be read, a tokenizer that cannot render, at the first rejection when
-    `strict`, and when nothing at all is left to train on.
+    Raises `UserError` for a file that cannot be read, a tokenizer that cannot render, at the first rejection
+    when `strict`, and when nothing at all is left to train on.
     """
     records, rejected = read_records(paths, strict=strict)
     return samples_from_records(

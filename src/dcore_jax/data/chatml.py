@@ -1,0 +1,119 @@
+"""The `release` mask: conversations as the D-CORE release's SFT trainer writes and weighs them.
+
+Every message is `<|im_start|>role\\ncontent<|im_end|>\\n`, its parts tokenised apart. Loss lies on `<|im_start|>`,
+`<|im_end|>` and the newline after it in every message, and on the content of the last assistant turn. The content of
+earlier assistant turns carries no loss but is counted in the denominator (the release's weights stay 1 there while its
+labels are masked). Facts from its `moi_trainer_qwen3.py`, mode `only_last_assistant`.
+
+Where we differ: position 0 of a sample carries no loss. In a packed row the release predicts the first token of the
+second and later samples from the last newline of the sample before, across what its attention keeps apart.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from dcore_jax.calls import Call, render_calls
+from dcore_jax.data.records import Message
+from dcore_jax.errors import UserError
+
+START, END = "<|im_start|>", "<|im_end|>"
+# given: no loss, not counted. counted: in the denominator only. learned: the turn. delimiter: loss in every message.
+Kind = Literal["prompt", "turn", "given", "counted", "learned", "delimiter"]
+
+
+class Pieces(NamedTuple):
+    """Texts to be tokenised apart and joined, and what each one is to the mask."""
+
+    texts: list[str]
+    kinds: list[Kind]
+
+
+def chatml_turn(messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> Pieces:
+    """The conversation up to and with its last message, which is the assistant turn to learn.
+
+    The release keeps everything in the text. What a record holds beside the text is written as its corpora have it:
+    tools as JSON lines in the system message, calls as a Python list, tool results as user turns.
+    """
+    texts: list[str] = []
+    kinds: list[Kind] = []
+    history = _tool_results_as_user_turns(_tools_in_system(messages[:-1], tools))
+    for message in history:
+        kind: Kind = "counted" if message["role"] == "assistant" else "given"
+        _add(texts, kinds, message["role"], _without_thinking(message), kind)
+    _add(texts, kinds, "assistant", _with_thinking(messages[-1]), "learned")
+    return Pieces(texts, kinds)
+
+
+def chatml_marks(pieces: Sequence[Sequence[int]], kinds: Sequence[Kind]) -> tuple[np.ndarray, np.ndarray]:
+    """(loss, count) masks of the joined ids, bool [length]; False at position 0, which nothing predicts."""
+    lengths = [len(piece) for piece in pieces]
+    loss = np.repeat([kind in ("delimiter", "learned") for kind in kinds], lengths)
+    count = np.repeat([kind in ("delimiter", "learned", "counted") for kind in kinds], lengths)
+    loss[:1] = count[:1] = False
+    return loss, count
+
+
+def chatml_ends(tokenizer: Any) -> frozenset[int]:
+    """The id of `<|im_end|>`. Raises `UserError` if the tokenizer has no ChatML tokens to build with."""
+    for token in (START, END):
+        if tokenizer(token, add_special_tokens=False)["input_ids"] != [
+            tokenizer.convert_tokens_to_ids(token)
+        ]:
+            raise UserError(
+                f"mask=release builds ChatML by hand, and this tokenizer has no token {token}; use mask=last_turn"
+            )
+    return frozenset({tokenizer.convert_tokens_to_ids(END)})
+
+
+def _add(texts: list[str], kinds: list[Kind], role: str, content: str, kind: Kind) -> None:
+    texts += [START, role, "\n", content, END, "\n"]
+    kinds += ["delimiter", "given", "given", kind, "delimiter", "delimiter"]
+
+
+def _tools_in_system(messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> list[Message]:
+    kept = list(messages)
+    if not tools:
+        return kept
+    block = "\n".join(["<tools>", *(json.dumps(tool, ensure_ascii=False) for tool in tools), "</tools>"])
+    if kept and kept[0]["role"] == "system":
+        return [{"role": "system", "content": f"{kept[0]['content']}\n\n{block}"}, *kept[1:]]
+    return [{"role": "system", "content": block}, *kept]
+
+
+def _tool_results_as_user_turns(messages: Sequence[Message]) -> list[Message]:
+    """D-CORE's corpora carry tool results as user turns; its trainer would put loss on a `tool` turn's text."""
+    turns: list[Message] = []
+    for i, message in enumerate(messages):
+        if message["role"] != "tool":
+            turns.append(message)
+            continue
+        result = f"<tool_response>\n{message['content']}\n</tool_response>"
+        if i and messages[i - 1]["role"] == "tool":
+            turns[-1] = {"role": "user", "content": f"{turns[-1]['content']}\n{result}"}
+        else:
+            turns.append({"role": "user", "content": result})
+    return turns
+
+
+def _with_thinking(message: Message) -> str:
+    thinking = message.get("reasoning_content")
+    return f"<think>\n{thinking.strip()}\n</think>\n\n{_text(message)}" if thinking else _text(message)
+
+
+def _without_thinking(message: Message) -> str:
+    text = _text(message)
+    if message["role"] == "assistant" and text.lstrip().startswith("<think>") and "</think>" in text:
+        return text.split("</think>", 1)[1].lstrip("\n")
+    return text
+
+
+def _text(message: Message) -> str:
+    calls = [Call(**call["function"]) for call in message.get("tool_calls", ())]
+    content: str = message["content"]
+    if not calls:
+        return content
+    gap = "\n\n" if content.strip() else ""
+    return content.rstrip("\n") + gap + render_calls(calls, "python")

@@ -1,0 +1,143 @@
+"""Files to rows: JSONL, JSON arrays and Parquet, on disk or on the Hugging Face hub, each row with its origin."""
+
+import codecs
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dcore_jax.errors import UserError
+
+EXTENSIONS = (".jsonl", ".json", ".parquet")
+HUB = "hf://datasets/"
+
+
+class Malformed(ValueError):
+    """A record that cannot be learned from; its text is the reason it is counted under."""
+
+
+def local_file(path: str) -> Path:
+    """The file itself, or its copy in the hub's cache. Raises `UserError` where there is none."""
+    if Path(path).suffix not in EXTENSIONS:
+        raise UserError(f"{path}: cannot read this extension; data files end in {', '.join(EXTENSIONS)}")
+    if path.startswith(HUB):
+        return _hub_file(path)
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; check the path given as data")
+    return Path(path)
+
+
+def _hub_file(path: str) -> Path:
+    parts = path.removeprefix(HUB).split("/", 2)
+    if len(parts) != 3:
+        raise UserError(f"{path}: a hub file is written {HUB}<owner>/<name>/<file>")
+    from huggingface_hub import hf_hub_download  # lazily: reading local files needs no hub client
+
+    repo, _, revision = "/".join(parts[:2]).partition("@")
+    try:
+        return Path(hf_hub_download(repo, parts[2], repo_type="dataset", revision=revision or None))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot fetch from the hub: {str(error).strip().splitlines()[0]}") from error
+
+
+def file_rows(name: str, path: Path) -> Iterator[tuple[str, Any]]:
+    """(origin, row) for every row of a file; a row that is not JSON comes as the `Malformed` to count."""
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(name, path)
+        return
+    try:
+        yield from _json_rows(name, path)
+    except OSError as error:
+        raise UserError(f"{name}: cannot read: {error.strerror}") from error
+
+
+def _json_rows(name: str, path: Path) -> Iterator[tuple[str, Any]]:
+    if path.suffix == ".json":
+        data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+        if data.lstrip()[:1] == b"[":
+            yield from _array_rows(name, data)
+            return
+        if isinstance(whole := _decoded(data), dict):  # one object, over however many lines
+            yield f"{name}:1", whole
+            return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield f"{name}:{number}", _decoded(line)
+
+
+def _decoded(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except UnicodeDecodeError:
+        return Malformed("not UTF-8")
+    except (ValueError, RecursionError):
+        return Malformed("invalid JSON")
+
+
+def _array_rows(name: str, data: bytes) -> Iterator[tuple[str, Any]]:
+    """The elements of a JSON array, one by one, so that each is named by the line it starts on."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
+    decoder = json.JSONDecoder()
+    line, counted = 1, 0  # the line of position `counted`
+    at = text.index("[") + 1
+    expect_element = True
+    while True:
+        while at < len(text) and (text[at].isspace() or (text[at] == "," and not expect_element)):
+            expect_element |= text[at] == ","
+            at += 1
+        line, counted = line + text.count("\n", counted, at), at
+        if text[at : at + 1] == "]":
+            return
+        try:
+            element, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            # Nothing after a break in an array can be trusted to be a record: say so, and stop.
+            yield (
+                f"{name}:{line}",
+                Malformed("invalid JSON in an array: nothing after it in this file was read"),
+            )
+            return
+        expect_element = False
+        yield f"{name}:{line}", element
+
+
+def _parquet_rows(name: str, path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    ambiguous = _ambiguous_null(row)
+                    yield f"{name}:{number}", Malformed(ambiguous) if ambiguous else row
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{name}: not a readable Parquet file: {str(error).splitlines()[0]}") from error
+
+
+def _ambiguous_null(row: dict[str, Any]) -> str | None:
+    """The reason to reject a row with nulls inside arguments or tool schemas.
+
+    Parquet gives every struct of a column all of the column's fields, so there a null may mean absent or null.
+    """
+
+    def has_null(value: Any) -> bool:
+        if isinstance(value, dict):
+            return any(item is None or has_null(item) for item in value.values())
+        return isinstance(value, list) and any(has_null(item) for item in value)
+
+    if has_null(row.get("tools")):
+        return "nulls inside a Parquet struct of tools: store tools as a JSON string"
+    messages = row.get("messages") or ()
+    for message in messages if isinstance(messages, list) else ():
+        for call in (message.get("tool_calls") or ()) if isinstance(message, dict) else ():
+            function = (call.get("function") or call) if isinstance(call, dict) else {}
+            if has_null(function.get("arguments")):
+                return "nulls inside a Parquet struct of arguments: store arguments as a JSON string"
+    return None
