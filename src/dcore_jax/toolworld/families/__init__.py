@@ -1,7 +1,7 @@
-"""The families that come with the library. A new one: its file here, and its name in the next two lines."""
+"""The families that come with the library, one file each; importing a file registers its family.
 
-from dcore_jax.toolworld.families import files, orders
-from dcore_jax.toolworld.family import register
+A new family is a file here that ends in `FAMILY = register(ToolFamily(...))`, and a line below.
+"""
 
-for _module in (files, orders):
-    register(_module.FAMILY)
+from dcore_jax.toolworld.families import files as files
+from dcore_jax.toolworld.families import orders as orders

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from dcore_jax.calls import JSON
-from dcore_jax.toolworld.family import Output, Plan, Step, ToolFamily, fresh, ids, integers, pick
+from dcore_jax.toolworld.family import Output, Plan, Step, ToolFamily, fresh, ids, integers, pick, register
 from dcore_jax.toolworld.tool import Tool, ToolError, object_schema
 
 _FOLDERS, _FILES, _TEXTS = ids("abcdefgh"), ids("ijklmnop"), ids("qrstuvwx")
@@ -64,143 +64,155 @@ def _initial_state(rng: Random, wanted: Mapping[str, Sequence[JSON]]) -> JSON:
 
 _FIND = Step("find_file", {"folder": "folder"}, "find the newest file in folder {folder}")
 
-FAMILY = ToolFamily(
-    name="files",
-    tools=(
-        Tool("find_file", "Name the newest file of a folder.", object_schema(folder="string"), _find_file),
-        Tool("read_file", "Give the text of a file.", object_schema(file="string"), _read_file),
-        Tool(
-            "write_file",
-            "Replace the text of a file.",
-            object_schema(file="string", text="string"),
-            _write_file,
-        ),
-        Tool(
-            "move_file",
-            "Put a file into another folder.",
-            object_schema(file="string", folder="string"),
-            _move_file,
-        ),
-    ),
-    plans=(
-        Plan(
-            ("find the newest file in folder {folder}", "which file is newest in folder {folder}"),
-            (_FIND,),
-            "the newest file is {0[file]}",
-        ),
-        Plan(
-            ("read file {file}", "what is in file {file}"),
-            (Step("read_file", {"file": "file"}, "read file {file}"),),
-            "the text is {0[text]}",
-        ),
-        Plan(
-            ("write {text} to file {file}", "set the text of file {file} to {text}"),
-            (Step("write_file", {"file": "file", "text": "text"}, "write {text} to file {file}"),),
-            "file {file} is written",
-        ),
-        Plan(
-            ("move file {file} to folder {folder}",),
-            (Step("move_file", {"file": "file", "folder": "folder"}, "move file {file} to folder {folder}"),),
-            "file {file} is moved",
-        ),
-        Plan(
-            ("read the newest file in folder {folder}", "what is in the newest file in folder {folder}"),
-            (_FIND, Step("read_file", {"file": Output(0, "file")}, "read the file of step {0}")),
-            "the text is {1[text]}",
-        ),
-        Plan(
-            ("move the newest file in folder {folder} to folder {folder2}",),
-            (
-                _FIND,
-                Step(
-                    "move_file",
-                    {"file": Output(0, "file"), "folder": "folder2"},
-                    "move the file of step {0} to folder {folder2}",
-                ),
+FAMILY = register(
+    ToolFamily(
+        name="files",
+        tools=(
+            Tool(
+                "find_file", "Name the newest file of a folder.", object_schema(folder="string"), _find_file
             ),
-            "file {0[file]} is moved",
-        ),
-        Plan(
-            ("write {text} to the newest file in folder {folder}",),
-            (
-                _FIND,
-                Step(
-                    "write_file",
-                    {"file": Output(0, "file"), "text": "text"},
-                    "write {text} to the file of step {0}",
-                ),
+            Tool("read_file", "Give the text of a file.", object_schema(file="string"), _read_file),
+            Tool(
+                "write_file",
+                "Replace the text of a file.",
+                object_schema(file="string", text="string"),
+                _write_file,
             ),
-            "file {0[file]} is written",
-        ),
-        Plan(
-            ("copy the text of file {file} to file {file2}",),
-            (
-                Step("read_file", {"file": "file"}, "read file {file}"),
-                Step(
-                    "write_file",
-                    {"file": "file2", "text": Output(0, "text")},
-                    "write the text of step {0} to file {file2}",
-                ),
+            Tool(
+                "move_file",
+                "Put a file into another folder.",
+                object_schema(file="string", folder="string"),
+                _move_file,
             ),
-            "file {file2} is written",
         ),
-        Plan(
-            ("copy the text of the newest file in folder {folder} to file {file}",),
-            (
-                _FIND,
-                Step("read_file", {"file": Output(0, "file")}, "read the file of step {0}"),
-                Step(
-                    "write_file",
-                    {"file": "file", "text": Output(1, "text")},
-                    "write the text of step {1} to file {file}",
-                ),
+        plans=(
+            Plan(
+                ("find the newest file in folder {folder}", "which file is newest in folder {folder}"),
+                (_FIND,),
+                "the newest file is {0[file]}",
             ),
-            "file {file} is written",
-        ),
-        Plan(
-            ("read the newest file in folder {folder} and move it to folder {folder2}",),
-            (
-                _FIND,
-                Step("read_file", {"file": Output(0, "file")}, "read the file of step {0}"),
-                Step(
-                    "move_file",
-                    {"file": Output(0, "file"), "folder": "folder2"},
-                    "move the file of step {0} to folder {folder2}",
-                ),
+            Plan(
+                ("read file {file}", "what is in file {file}"),
+                (Step("read_file", {"file": "file"}, "read file {file}"),),
+                "the text is {0[text]}",
             ),
-            "the text is {1[text]}. file {0[file]} is moved",
-        ),
-        Plan(
-            ("copy the text of the newest file in folder {folder} to the newest file in folder {folder2}",),
-            (
-                _FIND,
-                Step("read_file", {"file": Output(0, "file")}, "read the file of step {0}"),
-                Step("find_file", {"folder": "folder2"}, "find the newest file in folder {folder2}"),
-                Step(
-                    "write_file",
-                    {"file": Output(2, "file"), "text": Output(1, "text")},
-                    "write the text of step {1} to the file of step {2}",
-                ),
+            Plan(
+                ("write {text} to file {file}", "set the text of file {file} to {text}"),
+                (Step("write_file", {"file": "file", "text": "text"}, "write {text} to file {file}"),),
+                "file {file} is written",
             ),
-            "file {2[file]} is written",
+            Plan(
+                ("move file {file} to folder {folder}",),
+                (
+                    Step(
+                        "move_file",
+                        {"file": "file", "folder": "folder"},
+                        "move file {file} to folder {folder}",
+                    ),
+                ),
+                "file {file} is moved",
+            ),
+            Plan(
+                ("read the newest file in folder {folder}", "what is in the newest file in folder {folder}"),
+                (_FIND, Step("read_file", {"file": Output(0, "file")}, "read the file of step {0}")),
+                "the text is {1[text]}",
+            ),
+            Plan(
+                ("move the newest file in folder {folder} to folder {folder2}",),
+                (
+                    _FIND,
+                    Step(
+                        "move_file",
+                        {"file": Output(0, "file"), "folder": "folder2"},
+                        "move the file of step {0} to folder {folder2}",
+                    ),
+                ),
+                "file {0[file]} is moved",
+            ),
+            Plan(
+                ("write {text} to the newest file in folder {folder}",),
+                (
+                    _FIND,
+                    Step(
+                        "write_file",
+                        {"file": Output(0, "file"), "text": "text"},
+                        "write {text} to the file of step {0}",
+                    ),
+                ),
+                "file {0[file]} is written",
+            ),
+            Plan(
+                ("copy the text of file {file} to file {file2}",),
+                (
+                    Step("read_file", {"file": "file"}, "read file {file}"),
+                    Step(
+                        "write_file",
+                        {"file": "file2", "text": Output(0, "text")},
+                        "write the text of step {0} to file {file2}",
+                    ),
+                ),
+                "file {file2} is written",
+            ),
+            Plan(
+                ("copy the text of the newest file in folder {folder} to file {file}",),
+                (
+                    _FIND,
+                    Step("read_file", {"file": Output(0, "file")}, "read the file of step {0}"),
+                    Step(
+                        "write_file",
+                        {"file": "file", "text": Output(1, "text")},
+                        "write the text of step {1} to file {file}",
+                    ),
+                ),
+                "file {file} is written",
+            ),
+            Plan(
+                ("read the newest file in folder {folder} and move it to folder {folder2}",),
+                (
+                    _FIND,
+                    Step("read_file", {"file": Output(0, "file")}, "read the file of step {0}"),
+                    Step(
+                        "move_file",
+                        {"file": Output(0, "file"), "folder": "folder2"},
+                        "move the file of step {0} to folder {folder2}",
+                    ),
+                ),
+                "the text is {1[text]}. file {0[file]} is moved",
+            ),
+            Plan(
+                (
+                    "copy the text of the newest file in folder {folder} to the newest file in folder {folder2}",
+                ),
+                (
+                    _FIND,
+                    Step("read_file", {"file": Output(0, "file")}, "read the file of step {0}"),
+                    Step("find_file", {"folder": "folder2"}, "find the newest file in folder {folder2}"),
+                    Step(
+                        "write_file",
+                        {"file": Output(2, "file"), "text": Output(1, "text")},
+                        "write the text of step {1} to the file of step {2}",
+                    ),
+                ),
+                "file {2[file]} is written",
+            ),
         ),
-    ),
-    foreign=(
-        Plan(("get the price of item {item}", "what is the price of item {item}")),
-        Plan(("show order {order}", "what is in order {order}")),
-        Plan(("call user {user}",)),
-        Plan(("play song {song}",)),
-        Plan(("book {count} seats for user {user}",)),
-    ),
-    values={
-        "folder": _FOLDERS,
-        "file": _FILES,
-        "text": _TEXTS,
-        "user": ids("abcdefgh"),
-        "order": ids("ijklmnop"),
-        "item": ids("qrstuvwx"),
-        "song": ids("qrstuvwx"),
-        "count": integers(1, 9),
-    },
-    initial_state=_initial_state,
+        foreign=(
+            Plan(("get the price of item {item}", "what is the price of item {item}")),
+            Plan(("show order {order}", "what is in order {order}")),
+            Plan(("call user {user}",)),
+            Plan(("play song {song}",)),
+            Plan(("book {count} seats for user {user}",)),
+        ),
+        values={
+            "folder": _FOLDERS,
+            "file": _FILES,
+            "text": _TEXTS,
+            "user": ids("abcdefgh"),
+            "order": ids("ijklmnop"),
+            "item": ids("qrstuvwx"),
+            "song": ids("qrstuvwx"),
+            "count": integers(1, 9),
+        },
+        initial_state=_initial_state,
+    )
 )

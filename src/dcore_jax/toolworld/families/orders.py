@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from dcore_jax.calls import JSON
-from dcore_jax.toolworld.family import Output, Plan, Step, ToolFamily, fresh, ids, integers, pick
+from dcore_jax.toolworld.family import Output, Plan, Step, ToolFamily, fresh, ids, integers, pick, register
 from dcore_jax.toolworld.tool import Tool, ToolError, object_schema
 
 _USERS, _ORDERS, _ITEMS = ids("abcdefgh"), ids("ijklmnop"), ids("qrstuvwx")
@@ -76,106 +76,116 @@ _SET_FOUND = Step(
 )
 _SHOW_FOUND = Step("get_order", {"order": Output(0, "order")}, "show the order of step {0}")
 
-FAMILY = ToolFamily(
-    name="orders",
-    tools=(
-        Tool("find_order", "Name the latest order of a user.", object_schema(user="string"), _find_order),
-        Tool(
-            "get_order", "Give the item and the count of an order.", object_schema(order="string"), _get_order
+FAMILY = register(
+    ToolFamily(
+        name="orders",
+        tools=(
+            Tool("find_order", "Name the latest order of a user.", object_schema(user="string"), _find_order),
+            Tool(
+                "get_order",
+                "Give the item and the count of an order.",
+                object_schema(order="string"),
+                _get_order,
+            ),
+            Tool("get_price", "Give the price of an item.", object_schema(item="string"), _get_price),
+            Tool(
+                "set_count",
+                "Change the count of an order.",
+                object_schema(order="string", count="integer"),
+                _set_count,
+            ),
         ),
-        Tool("get_price", "Give the price of an item.", object_schema(item="string"), _get_price),
-        Tool(
-            "set_count",
-            "Change the count of an order.",
-            object_schema(order="string", count="integer"),
-            _set_count,
-        ),
-    ),
-    plans=(
-        Plan(
-            ("find the latest order of user {user}", "which order is latest of user {user}"),
-            (_FIND,),
-            "the latest order is {0[order]}",
-        ),
-        Plan(
-            ("show order {order}", "what is in order {order}"),
-            (Step("get_order", {"order": "order"}, "show order {order}"),),
-            "the item is {0[item]} and the count is {0[count]}",
-        ),
-        Plan(
-            ("get the price of item {item}", "what is the price of item {item}"),
-            (Step("get_price", {"item": "item"}, "get the price of item {item}"),),
-            "the price is {0[price]}",
-        ),
-        Plan(
-            ("set the count of order {order} to {count}",),
-            (
-                Step(
-                    "set_count",
-                    {"order": "order", "count": "count"},
-                    "set the count of order {order} to {count}",
+        plans=(
+            Plan(
+                ("find the latest order of user {user}", "which order is latest of user {user}"),
+                (_FIND,),
+                "the latest order is {0[order]}",
+            ),
+            Plan(
+                ("show order {order}", "what is in order {order}"),
+                (Step("get_order", {"order": "order"}, "show order {order}"),),
+                "the item is {0[item]} and the count is {0[count]}",
+            ),
+            Plan(
+                ("get the price of item {item}", "what is the price of item {item}"),
+                (Step("get_price", {"item": "item"}, "get the price of item {item}"),),
+                "the price is {0[price]}",
+            ),
+            Plan(
+                ("set the count of order {order} to {count}",),
+                (
+                    Step(
+                        "set_count",
+                        {"order": "order", "count": "count"},
+                        "set the count of order {order} to {count}",
+                    ),
                 ),
+                "order {order} is changed",
             ),
-            "order {order} is changed",
-        ),
-        Plan(
-            ("show the latest order of user {user}", "what is in the latest order of user {user}"),
-            (_FIND, _SHOW_FOUND),
-            "the item is {1[item]} and the count is {1[count]}",
-        ),
-        Plan(
-            ("set the count of the latest order of user {user} to {count}",),
-            (_FIND, _SET_FOUND),
-            "order {0[order]} is changed",
-        ),
-        Plan(
-            ("get the price of the item in order {order}", "what is the price of the item in order {order}"),
-            (
-                Step("get_order", {"order": "order"}, "show order {order}"),
-                Step("get_price", {"item": Output(0, "item")}, "get the price of the item of step {0}"),
+            Plan(
+                ("show the latest order of user {user}", "what is in the latest order of user {user}"),
+                (_FIND, _SHOW_FOUND),
+                "the item is {1[item]} and the count is {1[count]}",
             ),
-            "the price is {1[price]}",
-        ),
-        Plan(
-            ("get the price of the item in the latest order of user {user}",),
-            (
-                _FIND,
-                _SHOW_FOUND,
-                Step("get_price", {"item": Output(1, "item")}, "get the price of the item of step {1}"),
+            Plan(
+                ("set the count of the latest order of user {user} to {count}",),
+                (_FIND, _SET_FOUND),
+                "order {0[order]} is changed",
             ),
-            "the price is {2[price]}",
-        ),
-        Plan(
-            ("set the count of the latest order of user {user} to {count} and show it",),
-            (_FIND, _SET_FOUND, _SHOW_FOUND),
-            "the item is {2[item]} and the count is {2[count]}",
-        ),
-        Plan(
-            ("set the count of the latest order of user {user} to {count} and get the price of its item",),
-            (
-                _FIND,
-                _SET_FOUND,
-                _SHOW_FOUND,
-                Step("get_price", {"item": Output(2, "item")}, "get the price of the item of step {2}"),
+            Plan(
+                (
+                    "get the price of the item in order {order}",
+                    "what is the price of the item in order {order}",
+                ),
+                (
+                    Step("get_order", {"order": "order"}, "show order {order}"),
+                    Step("get_price", {"item": Output(0, "item")}, "get the price of the item of step {0}"),
+                ),
+                "the price is {1[price]}",
             ),
-            "order {0[order]} is changed. the price is {3[price]}",
+            Plan(
+                ("get the price of the item in the latest order of user {user}",),
+                (
+                    _FIND,
+                    _SHOW_FOUND,
+                    Step("get_price", {"item": Output(1, "item")}, "get the price of the item of step {1}"),
+                ),
+                "the price is {2[price]}",
+            ),
+            Plan(
+                ("set the count of the latest order of user {user} to {count} and show it",),
+                (_FIND, _SET_FOUND, _SHOW_FOUND),
+                "the item is {2[item]} and the count is {2[count]}",
+            ),
+            Plan(
+                (
+                    "set the count of the latest order of user {user} to {count} and get the price of its item",
+                ),
+                (
+                    _FIND,
+                    _SET_FOUND,
+                    _SHOW_FOUND,
+                    Step("get_price", {"item": Output(2, "item")}, "get the price of the item of step {2}"),
+                ),
+                "order {0[order]} is changed. the price is {3[price]}",
+            ),
         ),
-    ),
-    foreign=(
-        Plan(("read file {file}", "what is in file {file}")),
-        Plan(("move file {file} to folder {folder}",)),
-        Plan(("call user {user}",)),
-        Plan(("play song {song}",)),
-        Plan(("book {count} seats for user {user}",)),
-    ),
-    values={
-        "user": _USERS,
-        "order": _ORDERS,
-        "item": _ITEMS,
-        "count": _COUNTS,
-        "folder": ids("abcdefgh"),
-        "file": ids("ijklmnop"),
-        "song": ids("qrstuvwx"),
-    },
-    initial_state=_initial_state,
+        foreign=(
+            Plan(("read file {file}", "what is in file {file}")),
+            Plan(("move file {file} to folder {folder}",)),
+            Plan(("call user {user}",)),
+            Plan(("play song {song}",)),
+            Plan(("book {count} seats for user {user}",)),
+        ),
+        values={
+            "user": _USERS,
+            "order": _ORDERS,
+            "item": _ITEMS,
+            "count": _COUNTS,
+            "folder": ids("abcdefgh"),
+            "file": ids("ijklmnop"),
+            "song": ids("qrstuvwx"),
+        },
+        initial_state=_initial_state,
+    )
 )

@@ -1,0 +1,419 @@
+"""The tool world: tasks that are what their kind says, splits that never meet, an environment that never raises."""
+
+import copy
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dcore_jax.calls import Call, calls_equal, parse_response
+from dcore_jax.errors import UserError
+from dcore_jax.toolworld import (
+    KINDS,
+    Output,
+    Plan,
+    Step,
+    Tool,
+    ToolError,
+    ToolFamily,
+    ToolWorld,
+    family,
+    family_names,
+    generate_tasks,
+    get_family,
+    object_schema,
+    register,
+    to_record,
+    write_jsonl,
+)
+
+VALUE = re.compile(r"\b[a-z]\d\d\b")
+TASKS = generate_tasks(600, seed=7)
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def of_kind(kind):
+    tasks = [task for task in TASKS if task.kind == kind]
+    assert len(tasks) > 80
+    return tasks
+
+
+# ---- what a task is ----
+
+
+def test_every_kind_family_and_number_of_subtasks_occurs():
+    seen = Counter((task.family, task.kind, len(task.reference)) for task in TASKS)
+    wanted = {("single", 1), ("irrelevant", 0)} | {
+        (kind, n) for kind in ("sequential", "parallel") for n in (2, 3, 4, 5)
+    }
+    assert set(seen) == {(name, *size) for name in family_names() for size in wanted}
+
+
+def test_reference_calls_in_a_fresh_environment_give_the_recorded_responses():
+    world = ToolWorld()
+    for task in TASKS:
+        world.reset(task)
+        assert world.done == (not task.reference)
+        for call, response in zip(task.reference, task.responses, strict=True):
+            assert not world.done
+            assert world.call(call).content == response
+            assert isinstance(json.loads(response), dict)
+        assert world.done and world.solved
+        assert [seen.content for seen in world.observe()] == list(task.responses)
+
+
+def test_running_a_task_leaves_its_initial_state_alone():
+    world = ToolWorld()
+    task = next(task for task in TASKS if any(call.name == "move_file" for call in task.reference))
+    before = copy.deepcopy(task.initial_state)
+    world.reset(task)
+    for call in task.reference:
+        world.call(call)
+    assert task.initial_state == before
+
+
+def test_sequential_tasks_take_an_argument_from_an_earlier_output_and_not_from_the_query():
+    for task in of_kind("sequential"):
+        asked = set(VALUE.findall(task.query))
+        dependent = 0
+        for i, call in enumerate(task.reference):
+            earlier = set(VALUE.findall(" ".join(task.responses[:i])))
+            for value in call.arguments.values():
+                if isinstance(value, str) and value not in asked:
+                    assert value in earlier, (task.query, call)
+                    dependent += 1
+        assert dependent >= 1, task.query
+
+
+def test_every_argument_of_a_parallel_single_task_is_in_the_query():
+    for task in of_kind("parallel") + of_kind("single"):
+        words = re.findall(r"\w+", task.query)
+        for call in task.reference:
+            assert all(str(value) in words for value in call.arguments.values())
+
+
+def test_parallel_calls_answer_the_same_in_any_order():
+    for task in of_kind("parallel"):
+        world = ToolWorld()
+        world.reset(task)
+        backwards = [world.call(call).content for call in reversed(task.reference)]
+        assert backwards[::-1] == list(task.responses)
+        assert world.done
+
+
+def test_irrelevant_tasks_make_no_call_and_name_no_tool_of_theirs():
+    for task in of_kind("irrelevant"):
+        assert task.reference == task.responses == task.subtasks == ()
+        servable = {plan.requests for plan in get_family(task.family).plans}
+        foreign = next(
+            plan
+            for plan in get_family(task.family).foreign
+            for wording in plan.requests
+            if re.fullmatch(re.sub(r"\{\w+\}", r"\\w+", wording), task.query)
+        )
+        assert not servable & {foreign.requests}
+
+
+def test_subtasks_are_one_per_call_and_leak_no_value_that_only_the_reference_knows():
+    for task in TASKS:
+        assert len(task.subtasks) == len(task.reference) == len(task.responses)
+        assert set(VALUE.findall(" ".join(task.subtasks))) <= set(VALUE.findall(task.query))
+
+
+def test_subtasks_refer_to_steps_that_come_before():
+    referred = 0
+    for task in TASKS:
+        for i, subtask in enumerate(task.subtasks):
+            for number in re.findall(r"step (\d)", subtask):
+                assert 1 <= int(number) <= i
+                referred += 1
+    assert referred > 200
+
+
+def test_tools_are_openai_functions_and_the_reference_fits_their_schemas():
+    jsonschema_types = {"string": str, "integer": int}
+    for task in TASKS[:100]:
+        schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in task.tools}
+        assert len(schemas) == 4 and all(tool["type"] == "function" for tool in task.tools)
+        for call in task.reference:
+            properties = schemas[call.name]["properties"]
+            assert list(call.arguments) == list(properties) == schemas[call.name]["required"]
+            for name, value in call.arguments.items():
+                assert type(value) is jsonschema_types[properties[name]["type"]]
+
+
+# ---- seeds and splits ----
+
+
+def test_a_task_depends_on_seed_split_and_index_only():
+    whole = generate_tasks(30, seed=3, split="test")
+    assert generate_tasks(10, seed=3, split="test", start=20) == whole[20:]
+    assert generate_tasks(1, seed=3, split="test", start=5) == whole[5:6]
+    assert generate_tasks(30, seed=4, split="test") != whole
+    kinds = generate_tasks(9, seed=3, kinds=("parallel", "single"))
+    assert kinds == generate_tasks(9, seed=3, kinds=("single", "parallel"))
+
+
+def test_tasks_are_the_same_in_another_process():
+    code = (
+        "from dcore_jax.toolworld import generate_tasks as g; print(*[t.id for t in g(40, seed=7)], sep=',')"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONHASHSEED": "77", "PATH": ""},
+    )
+    assert out.stdout.strip().split(",") == [task.id for task in TASKS[:40]]
+
+
+def test_train_and_test_share_no_item_among_thousands_in_any_wording_or_order():
+    train, test = generate_tasks(3000, seed=1), generate_tasks(1000, seed=2, split="test")
+    assert not {task.query for task in train} & {task.query for task in test}
+
+    def asked(task):
+        """What is asked, without its wording: the subtasks, whose order counts for sequential tasks only."""
+        if task.kind == "irrelevant":
+            return task.query
+        return task.subtasks if task.kind == "sequential" else tuple(sorted(task.subtasks))
+
+    assert not {asked(task) for task in train} & {asked(task) for task in test}
+    assert len({task.id for task in test}) > 950
+
+
+def test_equal_ids_are_equal_tasks():
+    by_id = {}
+    for task in generate_tasks(1500, seed=5, kinds=["irrelevant", "single"]):
+        assert by_id.setdefault(task.id, task) == task
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"split": "dev"}, "split 'dev' is unknown"),
+        ({"kinds": ["serial"]}, "kind 'serial' is unknown; the kinds are single"),
+        ({"kinds": ["parallel"], "subtasks": (1, 1)}, "kind 'parallel' does not fit"),
+        ({"kinds": ["single"], "subtasks": (2, 5)}, "kind 'single' does not fit"),
+        ({"subtasks": (0, 2)}, "within 1 to 5"),
+        ({"families": ["shop"]}, "'shop' is unknown; the known ones are files, orders"),
+        ({"families": []}, "families is empty"),
+        ({"kinds": []}, "kinds is empty"),
+        ({"start": -1}, "must not be negative"),
+    ],
+)
+def test_a_wrong_argument_is_named_in_one_line(arguments, message):
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        generate_tasks(1, seed=0, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_range_of_subtasks_chooses_the_kinds_that_fit():
+    assert {task.kind for task in generate_tasks(60, seed=0, subtasks=(1, 1))} == {"single", "irrelevant"}
+    sizes = {
+        len(t.reference)
+        for t in generate_tasks(60, seed=0, subtasks=(2, 3), kinds=["parallel", "sequential"])
+    }
+    assert sizes == {2, 3}
+
+
+# ---- the environment ----
+
+
+def the_single(tool):
+    return next(t for t in TASKS if t.kind == "single" and t.reference[0].name == tool)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    name=st.sampled_from(["find_file", "read_file", "write_file", "move_file"]) | st.text(max_size=12),
+    arguments=st.dictionaries(
+        st.sampled_from(["file", "folder", "text"]) | st.text(max_size=6), JSON_VALUES, max_size=4
+    ),
+)
+def test_a_call_of_any_json_never_raises_and_is_bounded(name, arguments):
+    world = ToolWorld(max_chars=300)
+    world.reset(the_single("write_file"))
+    before = copy.deepcopy(world._state)
+    seen = world.call(Call(name, arguments))
+    assert len(seen.content) <= 300
+    assert isinstance(json.loads(seen.content), dict)
+    seen.content.encode("ascii")
+    if seen.error is not None:
+        assert world._state == before
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (Call("fly", {}), "no tool 'fly'"),
+        (Call("set_count", {"order": "z00", "count": 3}), "no order z00"),
+        (Call("set_count", {"order": "z00"}), "set_count needs count"),
+        (Call("set_count", {"order": "z00", "count": "3"}), "set_count: count must be integer"),
+        (Call("set_count", {"order": "z00", "count": True}), "set_count: count must be integer, not boolean"),
+        (Call("set_count", {"order": "z00", "count": 3, "x": 1}), "set_count has no parameter 'x'"),
+        (Call("find_order", {"user": "z" * 9000}), "arguments of over 4096 characters"),
+        (Call("find_order", {"user": float("nan")}), "find_order: user must be string"),
+    ],
+)
+def test_a_bad_call_is_an_observation_that_says_what_is_wrong(call, error):
+    world = ToolWorld()
+    world.reset(the_single("set_count"))
+    seen = world.call(call)
+    assert seen.error == error
+    assert json.loads(seen.content) == {"error": error}
+    assert not world.done
+
+
+def test_state_changes_are_seen_by_later_calls():
+    task = the_single("move_file")
+    world = ToolWorld()
+    world.reset(task)
+    file, folder = task.reference[0].arguments["file"], task.reference[0].arguments["folder"]
+    find = Call("find_file", {"folder": folder})
+    assert json.loads(world.call(find).content) != {"file": file}
+    world.call(task.reference[0])
+    assert json.loads(world.call(find).content) == {"file": file}
+    world.call(Call("write_file", {"file": file, "text": "hello"}))
+    assert json.loads(world.call(Call("read_file", {"file": file})).content) == {"text": "hello"}
+
+
+def test_a_whole_float_stands_for_an_integer():
+    task = the_single("set_count")
+    world = ToolWorld()
+    world.reset(task)
+    arguments = {**task.reference[0].arguments, "count": float(task.reference[0].arguments["count"])}
+    assert world.call(Call("set_count", arguments)).error is None
+    assert world.solved
+
+
+def test_the_environment_ends_after_max_calls():
+    world = ToolWorld(max_calls=2)
+    world.reset(the_single("read_file"))
+    world.call(Call("fly", {}))
+    assert not world.done
+    world.call(Call("fly", {}))
+    assert world.done and not world.solved
+    assert "no calls left" in world.call(Call("fly", {})).error
+
+
+def test_a_call_before_the_first_reset_is_a_bug_of_the_caller():
+    with pytest.raises(RuntimeError, match="reset"):
+        ToolWorld().call(Call("read_file", {"file": "k42"}))
+
+
+# ---- a family of one's own ----
+
+
+def echo(state, text):
+    if text == "boom":
+        state["said"] = "half"
+        raise ZeroDivisionError("inside the tool")
+    if text == "long":
+        return {"text": "x" * 10_000}
+    if text == "no":
+        raise ToolError("not today")
+    state["said"] = text
+    return {"text": text + "1"}
+
+
+SAY = Step("echo", {"text": "text"}, "say {text}")
+AGAIN = Step("echo", {"text": Output(0, "text")}, "say the text of step {0}")
+ECHO = ToolFamily(
+    name="echo",
+    tools=(Tool("echo", "Say it.", object_schema(text="string"), echo),),
+    plans=(
+        Plan(("say {text}",), (SAY,), "{0[text]}"),
+        Plan(("say {text} and again",), (SAY, AGAIN), "{1[text]}"),
+        Plan(("say {text} and again thrice",), (SAY, AGAIN, AGAIN), "{2[text]}"),
+    ),
+    foreign=(Plan(("sing {text}",)),),
+    values={"text": family.ids("abc")},
+    initial_state=lambda rng, wanted: {"said": ""},
+)
+
+
+@pytest.fixture
+def with_echo(monkeypatch):
+    monkeypatch.setattr(family, "_FAMILIES", dict(family._FAMILIES))
+    register(ECHO)
+
+
+@pytest.mark.usefixtures("with_echo")
+def test_a_family_registered_in_one_line_fills_every_kind_and_size():
+    tasks = generate_tasks(200, seed=0, families=["echo"])
+    assert {task.kind for task in tasks} == set(KINDS)
+    assert {len(task.reference) for task in tasks} == {0, 1, 2, 3, 4, 5}
+    with pytest.raises(ValueError, match="already registered"):
+        register(ECHO)
+    with pytest.raises(ValueError, match="needs plans of 1, 2 and 3 steps"):
+        register(replace(ECHO, name="short", plans=ECHO.plans[:2]))
+
+
+@pytest.mark.usefixtures("with_echo")
+def test_whatever_a_tool_raises_is_an_observation_and_leaves_the_state():
+    world = ToolWorld()
+    world.reset(generate_tasks(1, seed=0, families=["echo"], kinds=["single"])[0])
+    assert (
+        world.call(Call("echo", {"text": "boom"})).error == "echo failed: ZeroDivisionError: inside the tool"
+    )
+    assert world._state == {"said": ""}
+    assert world.call(Call("echo", {"text": "no"})).error == "not today"
+    assert world.call(Call("echo", {"text": "long"})).error == "echo: output of over 4096 characters"
+    assert world.call(Call("echo", {"text": "yes"})).content == '{"text": "yes1"}'
+
+
+# ---- records ----
+
+
+def calls_of(message, call_format):
+    if call_format == "qwen" and message.get("tool_calls"):
+        return tuple(Call(c["function"]["name"], c["function"]["arguments"]) for c in message["tool_calls"])
+    return parse_response(message["content"], call_format).calls
+
+
+@pytest.mark.parametrize("call_format", ["python", "tags", "qwen"])
+def test_a_record_holds_the_reference_and_the_responses(call_format):
+    for task in TASKS[:150]:
+        record = to_record(task, call_format=call_format)
+        assert record["messages"][0] == {"role": "user", "content": task.query}
+        assert (record["category"], record["id"]) == (task.kind, task.id)
+        assert record["tools"] == list(task.tools)
+        turns = [message for message in record["messages"] if message["role"] == "assistant"]
+        calls = [call for turn in turns for call in calls_of(turn, call_format)]
+        assert calls_equal(calls, task.reference)
+        tool_messages = [m["content"] for m in record["messages"] if m["role"] == "tool"]
+        assert tool_messages == list(task.responses)
+        parallel = task.kind != "sequential" and task.reference
+        assert len(turns) == (2 if parallel else len(task.reference) + 1)
+        assert parse_response(turns[-1]["content"], call_format).reply == task.answer
+        assert all(re.match(r"<think>\n[^<]+\n</think>\n\n", turn["content"]) for turn in turns)
+
+
+def test_a_record_without_thinking_holds_no_think_tag():
+    assert "think>" not in json.dumps([to_record(task, thinking=False) for task in TASKS[:50]])
+
+
+def test_write_jsonl_writes_all_records_or_nothing(tmp_path):
+    path = tmp_path / "new" / "tasks.jsonl"
+    assert write_jsonl(path, TASKS[:20]) == 20
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [to_record(t) for t in TASKS[:20]]
+
+    def broken():
+        yield TASKS[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_jsonl(tmp_path / "half.jsonl", broken())
+    assert [p.name for p in tmp_path.iterdir()] == ["new"]
+    assert [p.name for p in path.parent.iterdir()] == ["tasks.jsonl"]

@@ -1,0 +1,187 @@
+"""The nano tokenizer: reproducible, loaded by transformers, and kind to copying."""
+
+import json
+import statistics
+import subprocess
+import sys
+
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from dcore_jax.calls import parse_response, render_calls
+from dcore_jax.errors import UserError
+from dcore_jax.toolworld import KINDS, generate_tasks, to_record
+from dcore_jax.toolworld.nano import END, PAD, START, TAGS, build_tokenizer, nano_config
+
+TASKS = generate_tasks(200, seed=11)
+BUILD = "import sys; from dcore_jax.toolworld.nano import build_tokenizer; build_tokenizer(sys.argv[1])"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The tokenizer beside the config it goes with, as a model folder has them."""
+    folder = tmp_path_factory.mktemp("nano")
+    (folder / "config.json").write_text(json.dumps(nano_config(build_tokenizer(folder))))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def render(tokenizer, record, upto=None, **options):
+    return tokenizer.apply_chat_template(
+        record["messages"][:upto], tools=record["tools"], tokenize=False, **options
+    )
+
+
+def ids_of(tokenizer, text):
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def test_the_files_are_the_same_bytes_in_another_process(folder, tmp_path):
+    env = {"PYTHONHASHSEED": "5", "PATH": "", "RAYON_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", BUILD, str(tmp_path)], check=True, env=env)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert "tokenizer.json" in names and "chat_template.jinja" in names
+    assert all((tmp_path / name).read_bytes() == (folder / name).read_bytes() for name in names)
+
+
+def test_transformers_loads_the_tokenizer_that_was_built(tokenizer, tmp_path):
+    built = build_tokenizer(tmp_path)
+    for task in TASKS[:40]:
+        text = render(tokenizer, to_record(task))
+        assert ids_of(tokenizer, text) == ids_of(built, text)
+    assert (tokenizer.eos_token, tokenizer.pad_token) == (END, PAD)
+    assert tokenizer.eos_token_id != tokenizer.pad_token_id
+
+
+@pytest.mark.parametrize("call_format", ["python", "tags", "qwen"])
+def test_rendering_encodes_and_decodes_to_itself(tokenizer, call_format):
+    for task in TASKS:
+        text = render(tokenizer, to_record(task, call_format=call_format))
+        assert tokenizer.decode(ids_of(tokenizer, text)) == text
+
+
+@pytest.mark.parametrize("text", ["héllo  wörld\r\n\t 漢字 🙂", '{"a": [1.5, null]}', " ___ --- k42k42"])
+def test_any_text_survives_the_tokenizer(tokenizer, text):
+    assert tokenizer.decode(ids_of(tokenizer, text)) == text
+
+
+@pytest.mark.parametrize("call_format", ["python", "qwen"])
+def test_the_prompt_of_each_turn_is_a_prefix_of_the_conversation(tokenizer, call_format):
+    turns = 0
+    for task in TASKS:
+        record = to_record(task, call_format=call_format)
+        whole = render(tokenizer, record)
+        for k, message in enumerate(record["messages"]):
+            if message["role"] == "assistant":
+                prompt = render(tokenizer, record, k, add_generation_prompt=True)
+                assert prompt.endswith(f"{START}assistant\n")
+                assert whole.startswith(prompt)
+                assert parse_response(whole[len(prompt) :].split(END)[0], call_format).error is None
+                # What the model reads at inference is what it read in training: the cut is between tokens.
+                ids = ids_of(tokenizer, prompt)
+                assert ids_of(tokenizer, whole)[: len(ids)] == ids
+                turns += 1
+    assert turns > 400
+
+
+def test_every_tag_and_every_digit_is_one_token(tokenizer):
+    for text in (PAD, START, END, *TAGS, *"0123456789"):
+        assert len(ids_of(tokenizer, text)) == 1, text
+    assert len(ids_of(tokenizer, "2048")) == 4
+    assert len(tokenizer.decode(ids_of(tokenizer, f"<think>x</think>{END}"), skip_special_tokens=True)) == 16
+
+
+@pytest.mark.parametrize("value", ["k42", "a07", "x99"])
+def test_a_value_is_the_same_tokens_wherever_it_stands(tokenizer, value):
+    wanted = ids_of(tokenizer, value)
+    assert len(wanted) == 3
+    for around in ("file {}", 'file="{}")]', '{{"file": "{}"}}', "step 1: write {} to file\n", "({}), {}."):
+        ids = ids_of(tokenizer, around.format(value, value))
+        places = [i for i in range(len(ids)) if ids[i : i + 3] == wanted]
+        assert len(places) == around.count("{}")
+
+
+def test_samples_are_short(tokenizer):
+    """Bounds a little above what was measured: 112, 243, 258 and 65 tokens."""
+    bounds = {"single": 120, "sequential": 260, "parallel": 275, "irrelevant": 70}
+    medians, longest = {}, 0
+    for kind in KINDS:
+        records = [to_record(task) for task in generate_tasks(60, seed=12, kinds=[kind])]
+        lengths = [len(ids_of(tokenizer, render(tokenizer, record))) for record in records]
+        medians[kind], longest = statistics.median(lengths), max(longest, *lengths)
+    print(f"median tokens {medians}, longest {longest}")
+    assert all(40 < medians[kind] <= bound for kind, bound in bounds.items()), medians
+    assert longest <= 512
+
+
+# ---- the chat template ----
+
+
+def test_tool_calls_are_written_as_the_qwen_format_writes_them(tokenizer):
+    task = next(task for task in TASKS if task.kind == "parallel")
+    text = render(tokenizer, to_record(task, call_format="qwen"))
+    assert f"</think>\n\n{render_calls(task.reference, 'qwen')}{END}" in text
+    responses = "\n".join(f"<tool_response>\n{r}\n</tool_response>" for r in task.responses)
+    assert f"{START}user\n{responses}{END}\n" in text
+
+
+def test_thinking_is_dropped_before_the_last_request_and_kept_after_it(tokenizer):
+    think = "<think>\nhm\n</think>\n\n"
+    messages = [
+        {"role": "system", "content": "be short"},
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": think + "first"},
+        {"role": "user", "content": "two"},
+        {"role": "assistant", "content": think + "[f()]"},
+        {"role": "user", "content": "<tool_response>\n{}\n</tool_response>"},
+        {"role": "assistant", "content": "last", "reasoning_content": "hm"},
+    ]
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == (
+        f"{START}system\nbe short{END}\n{START}user\none{END}\n{START}assistant\nfirst{END}\n"
+        f"{START}user\ntwo{END}\n{START}assistant\n{think}[f()]{END}\n"
+        f"{START}user\n<tool_response>\n{{}}\n</tool_response>{END}\n{START}assistant\n{think}last{END}\n"
+    )
+
+
+def test_system_text_and_tools_share_one_turn(tokenizer):
+    function = {"name": "f", "parameters": {"properties": {"a": {}, "b": {}}}}
+    messages = [{"role": "system", "content": "be short"}, {"role": "user", "content": "go"}]
+    text = tokenizer.apply_chat_template(messages, tools=[{"function": function}], tokenize=False)
+    assert text == f"{START}system\nbe short\ntools:\nf(a, b){END}\n{START}user\ngo{END}\n"
+    bare = tokenizer.apply_chat_template(messages[1:], tools=[{"name": "g"}], tokenize=False)
+    assert bare == f"{START}system\ntools:\ng(){END}\n{START}user\ngo{END}\n"
+
+
+def test_an_unknown_role_is_refused(tokenizer):
+    with pytest.raises(Exception, match="unknown role critic"):
+        tokenizer.apply_chat_template([{"role": "critic", "content": "x"}], tokenize=False)
+
+
+# ---- the configuration ----
+
+
+def test_transformers_accepts_the_configuration(folder, tokenizer):
+    config = AutoConfig.from_pretrained(folder)
+    assert (config.model_type, config.architectures) == ("qwen3", ["Qwen3ForCausalLM"])
+    assert (config.vocab_size, config.hidden_size, config.num_hidden_layers) == (512, 128, 4)
+    assert config.head_dim == 32 and config.tie_word_embeddings
+    assert config.rope_parameters["rope_theta"] == 1e6
+    assert (config.eos_token_id, config.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+
+
+@pytest.mark.slow
+def test_the_nano_model_has_under_a_million_parameters(folder):
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    assert 0.8e6 < model.num_parameters() < 0.95e6
+
+
+def test_sizes_that_cannot_be_are_refused_in_one_line(tokenizer, tmp_path):
+    with pytest.raises(UserError, match="hidden must be a multiple of 64"):
+        nano_config(tokenizer, hidden=100)
+    with pytest.raises(UserError, match="vocab_size=200 is too small"):
+        build_tokenizer(tmp_path, vocab_size=200)
+    assert len(build_tokenizer(tmp_path, vocab_size=300)) == 300
