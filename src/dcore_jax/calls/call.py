@@ -18,7 +18,7 @@ class Call:
     arguments: Mapping[str, JSON] = field(default_factory=dict)
 
 
-def as_calls(reference: Sequence[Call | Mapping[str, JSON]]) -> tuple[Call, ...]:
+def as_calls(reference: Sequence[JSON]) -> tuple[Call, ...]:
     """Calls from a list whose items are `Call` or `{"name": str, "arguments": {...}}`.
 
     Raises `UserError` that names the item and the field.

@@ -146,7 +146,9 @@ class _Scanner:
             if depth == MAX_DEPTH:
                 raise self.error("nested too deep")
             self.at += 1
-            return self.mapping(depth + 1) if character == "{" else self.list(_CLOSING[character], depth + 1)
+            return (
+                self.mapping(depth + 1) if character == "{" else self.sequence(_CLOSING[character], depth + 1)
+            )
         number = _NUMBER.match(self.text, self.at)
         if number is not None:
             self.at = number.end()
@@ -159,7 +161,7 @@ class _Scanner:
             raise self.error("a bare word as a value")
         raise self.error("cut off" if not character else "no value")
 
-    def list(self, closing: str, depth: int) -> list[JSON]:
+    def sequence(self, closing: str, depth: int) -> JSON:
         items: list[JSON] = []
         comma = True
         self.skip_space()

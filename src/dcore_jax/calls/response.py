@@ -1,7 +1,7 @@
 """One parser interface for the three call formats: an assistant turn in; thought, calls and reply out."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, TypeAlias
 
 from dcore_jax.calls.bounds import MAX_CHARACTERS, CallSyntaxError
 from dcore_jax.calls.call import Call
@@ -9,8 +9,9 @@ from dcore_jax.calls.json_format import CLOSE, OPEN, parse_json_calls, render_qw
 from dcore_jax.calls.python_format import parse_python_calls, render_python_calls
 from dcore_jax.errors import UserError
 
-CallFormat = Literal["python", "tags", "qwen"]
-CALL_FORMATS: tuple[CallFormat, ...] = get_args(CallFormat)
+# One of CALL_FORMATS. Not a Literal: a name comes from a user's config, and a wrong one deserves a UserError.
+CallFormat: TypeAlias = str
+CALL_FORMATS: tuple[CallFormat, ...] = ("python", "tags", "qwen")
 
 
 class ParsedResponse(NamedTuple):
@@ -159,6 +160,6 @@ def _render(call_format: CallFormat, calls: Sequence[Call]) -> str:
     return render_tags_calls(calls) if call_format == "tags" else render_qwen_calls(calls)
 
 
-def _check_format(call_format: str) -> None:
+def _check_format(call_format: CallFormat) -> None:
     if call_format not in CALL_FORMATS:
         raise UserError(f"unknown call format {call_format!r}; choose one of {', '.join(CALL_FORMATS)}")

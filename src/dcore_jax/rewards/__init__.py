@@ -2,13 +2,12 @@
 
 from dcore_jax.rewards.reflection import REFLECTION_WORDS, RELEASE_REWARD_WORDS, count_reflections, is_lazy
 from dcore_jax.rewards.reward import Reward
-from dcore_jax.rewards.tool_reward import PRESETS, Preset, reward_range, tool_reward
+from dcore_jax.rewards.tool_reward import PRESETS, reward_range, tool_reward
 
 __all__ = [
     "PRESETS",
     "REFLECTION_WORDS",
     "RELEASE_REWARD_WORDS",
-    "Preset",
     "Reward",
     "count_reflections",
     "is_lazy",

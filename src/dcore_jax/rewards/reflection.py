@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
 
 from dcore_jax.errors import UserError
 
@@ -11,12 +10,9 @@ from dcore_jax.errors import UserError
 REFLECTION_WORDS = ("wait", "but", "alternatively", "however")
 RELEASE_REWARD_WORDS = ("wait", "but", "however", "alternatively", "perhaps", "because")
 
-Matching = Literal["word", "substring"]
-LazyPreset = Literal["paper", "release"]
-
 
 def count_reflections(
-    thought: str, *, words: Sequence[str] = REFLECTION_WORDS, matching: Matching = "word"
+    thought: str, *, words: Sequence[str] = REFLECTION_WORDS, matching: str = "word"
 ) -> int:
     """How often `words` occur in `thought`, in any case.
 
@@ -30,7 +26,7 @@ def count_reflections(
     raise UserError(f"unknown matching {matching!r} of reflection words; choose word or substring")
 
 
-def is_lazy(reflections: int, tokens: int, *, correct: bool, preset: LazyPreset = "paper") -> bool:
+def is_lazy(reflections: int, tokens: int, *, correct: bool, preset: str = "paper") -> bool:
     """Whether a thought of `tokens` tokens with that many reflections is lazy.
 
     paper: more than 300 tokens and more than 3 reflections. release: more than 200 tokens and at least 3

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
 
 from dcore_jax.calls import JSON, Call, CallFormat, as_calls, parse_response
 from dcore_jax.errors import UserError
@@ -11,15 +10,14 @@ from dcore_jax.rewards.rest import format_scale, rest_paper_reward, rest_release
 from dcore_jax.rewards.reward import Reward
 from dcore_jax.rewards.toolrl import toolrl_reward
 
-Preset = Literal["dcore_paper", "dcore_release", "toolrl", "rest_paper", "rest_release"]
-PRESETS: tuple[Preset, ...] = get_args(Preset)
+PRESETS = ("dcore_paper", "dcore_release", "toolrl", "rest_paper", "rest_release")
 
 
 def tool_reward(
     text: str | bytes,
     reference: Sequence[Call | Mapping[str, JSON]],
     *,
-    preset: Preset = "dcore_release",
+    preset: str = "dcore_release",
     call_format: CallFormat = "python",
     progress: float = 0.0,
     expects_reply: bool | None = None,
@@ -73,7 +71,7 @@ def tool_reward(
 
 
 def reward_range(
-    preset: Preset,
+    preset: str,
     *,
     expects_calls: bool = True,
     progress: float = 0.0,
@@ -83,7 +81,7 @@ def reward_range(
     """The lowest and the highest total that `tool_reward` gives with these settings."""
     _check(preset, progress)
     low, high = format_scale(progress)
-    ranges: dict[Preset, tuple[float, float]] = {
+    ranges: dict[str, tuple[float, float]] = {
         "dcore_paper": (0.0, 4.0),
         "dcore_release": (-3.0, 4.0),
         "toolrl": (-3.0, 4.0) if expects_calls else (0.0, 1.0),
