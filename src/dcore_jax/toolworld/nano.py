@@ -127,7 +127,7 @@ def _corpus() -> Iterator[str]:
     for task in generate_tasks(400, seed=0):
         for call_format in ("python", "qwen"):
             record = to_record(task, call_format=call_format)
-            text = writer.apply_chat_template(record["messages"], tools=record["tools"], tokenize=False)
+            text = str(writer.apply_chat_template(record["messages"], tools=record["tools"], tokenize=False))
             for token in (PAD, START, END, *TAGS):
                 text = text.replace(token, "\n\n")
             yield text
