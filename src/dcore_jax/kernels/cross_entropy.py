@@ -13,10 +13,20 @@ from jaxtyping import Array, Float, Int
 
 from dcore_jax.errors import UserError
 from dcore_jax.kernels import reference
-from dcore_jax.kernels.blocked import local_columns
+from dcore_jax.kernels.blocked import across_shards, local_columns, onehot_minus_softmax
 from dcore_jax.kernels.logprobs import logprobs_and_entropy, pad_rows, resolve
 from dcore_jax.kernels.mesh_axes import Layout, current_layout, on_shards, sum_over_tokens
-from dcore_jax.kernels.tiles import cross_entropy_block, dot, pick, target_in_range
+from dcore_jax.kernels.tiles import (
+    cross_entropy_block,
+    dot,
+    empty,
+    finish,
+    merge,
+    over_blocks,
+    summarise,
+    target_in_range,
+    vocab_block,
+)
 
 GRADIENTS = ("forward", "backward")
 
@@ -118,6 +128,7 @@ def local_cross_entropy(
     """
     (tokens, width), vocab = hidden.shape, unembed.shape[1]
     block = cross_entropy_block(tokens, vocab)
+    tile = vocab_block(block, vocab)
     columns = local_columns(targets, vocab, layout.vocab_axis)
     hidden, columns, weights = (pad_rows(x, -tokens % block) for x in (hidden, columns, weights))
     used = weights != 0
@@ -130,37 +141,44 @@ def local_cross_entropy(
         trips = lax.pmax(trips, layout.token_axes)
 
     def over_tokens(i, carry):
-        loss, d_hidden, d_unembed = carry
+        loss, d_hidden, d_unembed, rows_of_logits = carry
         rows = lax.dynamic_slice_in_dim(order, i * block, block)
         weight, column = weights[rows], columns[rows]
         # An unused row of the last block may hold anything; 0 * NaN would still be NaN.
         state = jnp.where((weight != 0)[:, None], hidden[rows], 0)
-        logits = dot(state, unembed, (1, 0))
-        maximum, target = jnp.max(logits, axis=1), pick(logits, column)
-        if layout.vocab_axis is not None:
-            maximum, target = lax.pmax(maximum, layout.vocab_axis), lax.psum(target, layout.vocab_axis)
-        # All that is read from the logits has been read: exp may overwrite them.
-        logits, maximum, target = lax.optimization_barrier((logits, maximum, target))
-        mass = jnp.exp(logits - maximum[:, None])
-        total = dot(mass, jnp.ones((vocab, 1), jnp.float32), (1, 0))[:, 0]
-        if layout.vocab_axis is not None:
-            total = lax.psum(total, layout.vocab_axis)
-        loss += jnp.sum(jnp.where(weight != 0, weight * (maximum + jnp.log(total) - target), 0))
-        if not differentiate:
-            return loss, d_hidden, d_unembed
-        # d logits = weight / total * (mass - total * onehot); the factor goes into the narrow operands.
-        found = target_in_range(column, vocab)
-        mass = mass.at[jnp.arange(block), jnp.clip(column, 0, vocab - 1)].add(jnp.where(found, -total, 0))
-        mass, factor = mass.astype(unembed.dtype), (weight / total)[:, None]
-        d_hidden = lax.dynamic_update_slice_in_dim(
-            d_hidden, dot(mass, unembed, (1, 1)) * factor, i * block, 0
-        )
-        # [vocab, width]: XLA's CPU product into the other layout runs at half the speed.
-        return loss, d_hidden, d_unembed + dot(mass, (state * factor).astype(state.dtype), (0, 0))
 
-    zeros = jnp.zeros(hidden.shape, jnp.float32), jnp.zeros((vocab, width), jnp.float32)
-    start = (jnp.float32(0), *(zeros if differentiate else (None, None)))
-    loss, d_hidden, d_unembed = lax.fori_loop(0, trips, over_tokens, start)
+        def measure(first, size, carry):
+            part, kept = carry
+            logits = dot(state, lax.dynamic_slice_in_dim(unembed, first, size, 1), (1, 0))
+            if differentiate:
+                kept = lax.dynamic_update_slice_in_dim(kept, logits, first, 1)
+            return merge(part, summarise(logits, column - first)), kept
+
+        part, rows_of_logits = over_blocks(vocab, tile, measure, (empty(block), rows_of_logits))
+        logprob, _, logsumexp = finish(across_shards(part, layout.vocab_axis))
+        loss -= jnp.sum(jnp.where(weight != 0, weight * logprob, 0))
+        if not differentiate:
+            return loss, d_hidden, d_unembed, rows_of_logits
+        scaled = (state * -weight[:, None]).astype(state.dtype)
+
+        def descend(first, size, carry):
+            d_state, d_unembed = carry
+            logits = lax.dynamic_slice_in_dim(rows_of_logits, first, size, 1)
+            slope = onehot_minus_softmax(logits, logsumexp, column - first).astype(unembed.dtype)
+            d_state += dot(slope, lax.dynamic_slice_in_dim(unembed, first, size, 1), (1, 1))
+            # [vocab, width]: XLA's CPU product into the other layout runs at half the speed.
+            d_block = lax.dynamic_slice_in_dim(d_unembed, first, size) + dot(slope, scaled, (0, 0))
+            return d_state, lax.dynamic_update_slice_in_dim(d_unembed, d_block, first, 0)
+
+        d_state, d_unembed = over_blocks(
+            vocab, tile, descend, (jnp.zeros((block, width), jnp.float32), d_unembed)
+        )
+        d_state *= -weight[:, None]
+        return loss, lax.dynamic_update_slice_in_dim(d_hidden, d_state, i * block, 0), d_unembed, rows_of_logits
+
+    shapes = (hidden.shape, (vocab, width), (block, vocab)) if differentiate else ()
+    start = tuple(jnp.zeros(shape, jnp.float32) for shape in shapes) or (None,) * 3
+    loss, d_hidden, d_unembed, _ = lax.fori_loop(0, trips, over_tokens, (jnp.float32(0), *start))
     if layout.token_axes:
         loss = lax.psum(loss, layout.token_axes)
     if not differentiate:
