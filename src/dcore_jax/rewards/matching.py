@@ -36,12 +36,12 @@ def match_calls(predicted: Sequence[Call], reference: Sequence[Call]) -> tuple[M
     Best is the largest J(parameter names) + number of equal values, the first among equals; a prediction that
     scores 0 is left for a later reference. Values are compared by type and size (`values_equal`).
     """
-    unused = list(predicted)
+    used: set[int] = set()
     matches = []
     for call in reference:
-        best = Match(call, None, 0.0, 0)
-        for candidate in unused:
-            if candidate.name != call.name:
+        best, best_index = Match(call, None, 0.0, 0), -1
+        for i, candidate in enumerate(predicted):
+            if i in used or candidate.name != call.name:
                 continue
             keys = jaccard(list(call.arguments), list(candidate.arguments))
             values = sum(
@@ -49,9 +49,8 @@ def match_calls(predicted: Sequence[Call], reference: Sequence[Call]) -> tuple[M
                 for name, value in call.arguments.items()
             )
             if keys + values > best.keys + best.values:
-                best = Match(call, candidate, keys, values)
-        if best.predicted is not None:
-            unused = [other for other in unused if other is not best.predicted]
+                best, best_index = Match(call, candidate, keys, values), i
+        used.add(best_index)
         matches.append(best)
     return tuple(matches)
 

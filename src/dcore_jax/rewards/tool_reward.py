@@ -19,10 +19,10 @@ def tool_reward(
     *,
     preset: str = "dcore_release",
     call_format: CallFormat = "python",
-    progress: float = 0.0,
+    progress: float | int = 0.0,
     expects_reply: bool | None = None,
-    beta_accuracy: float = 1.0,
-    beta_format: float = 1.0,
+    beta_accuracy: float | int = 1.0,
+    beta_format: float | int = 1.0,
 ) -> Reward:
     """Score an assistant turn against the calls it should have made.
 
@@ -60,13 +60,13 @@ def tool_reward(
             parsed,
             calls,
             call_format=call_format,
-            progress=progress,
-            beta_accuracy=beta_accuracy,
-            beta_format=beta_format,
+            progress=float(progress),
+            beta_accuracy=float(beta_accuracy),
+            beta_format=float(beta_format),
             expects_reply=expects_reply,
         )
     return rest_release_reward(
-        text, parsed, calls, call_format=call_format, progress=progress, expects_reply=expects_reply
+        text, parsed, calls, call_format=call_format, progress=float(progress), expects_reply=expects_reply
     )
 
 
@@ -74,13 +74,13 @@ def reward_range(
     preset: str,
     *,
     expects_calls: bool = True,
-    progress: float = 0.0,
-    beta_accuracy: float = 1.0,
-    beta_format: float = 1.0,
+    progress: float | int = 0.0,
+    beta_accuracy: float | int = 1.0,
+    beta_format: float | int = 1.0,
 ) -> tuple[float, float]:
     """The lowest and the highest total that `tool_reward` gives with these settings."""
     _check(preset, progress)
-    low, high = format_scale(progress)
+    low, high = format_scale(float(progress))
     ranges: dict[str, tuple[float, float]] = {
         "dcore_paper": (0.0, 4.0),
         "dcore_release": (-3.0, 4.0),
@@ -91,7 +91,7 @@ def reward_range(
     return ranges[preset]
 
 
-def _check(preset: str, progress: float) -> None:
+def _check(preset: str, progress: float | int) -> None:
     if preset not in PRESETS:
         raise UserError(f"unknown reward preset {preset!r}; choose one of {', '.join(PRESETS)}")
     if not (math.isfinite(progress) and 0.0 <= progress <= 1.0):
