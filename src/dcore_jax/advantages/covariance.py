@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
-from dcore_jax.advantages.group_relative import token_mask
+from dcore_jax.advantages.group_relative import Scalar, token_mask
 
 
 def kl_cov_selection(
@@ -13,7 +13,7 @@ def kl_cov_selection(
     advantages: Float[Array | np.ndarray, "responses tokens"],
     mask: Shaped[Array | np.ndarray, "responses tokens"],
     *,
-    ratio: float = 0.002,
+    ratio: Scalar = 0.002,
 ) -> Bool[Array, "responses tokens"]:
     """The share `ratio` of the masked tokens, at least one, whose covariance is largest (2505.22617).
 

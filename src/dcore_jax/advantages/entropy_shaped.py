@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Num, Shaped
 
-from dcore_jax.advantages.group_relative import group_statistics, grpo, token_mask
+from dcore_jax.advantages.group_relative import Scalar, group_statistics, grpo, token_mask
 from dcore_jax.errors import UserError
 
 TRIGGERS = ("zero", "below")
@@ -38,9 +38,9 @@ def select_entropy(
 def entropy_bonus(
     entropy: Float[Array | np.ndarray, "*shape"],
     *,
-    alpha: float = 0.1,
-    delta: float = 0.5,
-    scale: float = 1.0,
+    alpha: Scalar = 0.1,
+    delta: Scalar = 0.5,
+    scale: Scalar = 1.0,
 ) -> Float[Array, "*shape"]:
     """`scale * psi(H)` with `psi(H) = min(alpha * H, delta)` (D-CORE Eq. 7), detached.
 
@@ -55,7 +55,7 @@ def entropy_triggered(
     groups: Num[Array | np.ndarray, "responses"],
     mask: Shaped[Array | np.ndarray, "responses tokens"],
     *,
-    zeta: float = 1e-8,
+    zeta: Scalar = 1e-8,
     trigger: str = "zero",
 ) -> Bool[Array, "responses tokens"]:
     """Which tokens take the entropy bonus in place of their GRPO advantage; False outside the mask.
@@ -78,10 +78,10 @@ def da_grpo(
     entropy: Float[Array | np.ndarray, "responses tokens"],
     mask: Shaped[Array | np.ndarray, "responses tokens"],
     *,
-    alpha: float = 0.1,
-    delta: float = 0.5,
-    scale: float = 1.0,
-    zeta: float = 1e-8,
+    alpha: Scalar = 0.1,
+    delta: Scalar = 0.5,
+    scale: Scalar = 1.0,
+    zeta: Scalar = 1e-8,
     trigger: str = "zero",
 ) -> Float[Array, "responses tokens"]:
     """DA-GRPO (D-CORE Eq. 6-9, 20): GRPO's advantage, or `scale * min(alpha * H_t, delta)` where that is 0.
@@ -100,10 +100,10 @@ def rl_zvp(
     entropy: Float[Array | np.ndarray, "responses tokens"],
     mask: Shaped[Array | np.ndarray, "responses tokens"],
     *,
-    alpha: float = 0.1,
-    scale: float = 1.0,
-    zeta: float = 1e-8,
-    correct_above: float = 0.0,
+    alpha: Scalar = 0.1,
+    scale: Scalar = 1.0,
+    zeta: Scalar = 1e-8,
+    correct_above: Scalar = 0.0,
 ) -> Float[Array, "responses tokens"]:
     """RL-ZVP (2509.21880): GRPO, and in groups whose rewards are all equal an advantage shaped by entropy.
 

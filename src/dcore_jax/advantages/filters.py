@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Num, Shaped
 
-from dcore_jax.advantages.group_relative import group_statistics, token_mask
+from dcore_jax.advantages.group_relative import Scalar, group_statistics, token_mask
 from dcore_jax.errors import UserError
 
 
@@ -12,7 +12,7 @@ def has_reward_variance(
     rewards: Num[Array | np.ndarray, "responses"],
     groups: Num[Array | np.ndarray, "responses"],
     *,
-    zeta: float = 1e-8,
+    zeta: Scalar = 1e-8,
 ) -> Bool[Array, "responses"]:
     """Dynamic sampling's filter (DAPO Eq. 11): False for responses of groups whose rewards are all equal.
 
@@ -23,7 +23,7 @@ def has_reward_variance(
 
 
 def soft_overlong_penalty(
-    lengths: Num[Array | np.ndarray, "responses"], *, max_length: int, buffer: int, factor: float = 1.0
+    lengths: Num[Array | np.ndarray, "responses"], *, max_length: int, buffer: int, factor: Scalar = 1.0
 ) -> Float[Array, "responses"]:
     """DAPO's soft overlong punishment (2503.14476, Eq. 13), added to the reward: from 0 down to `-factor`.
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Num, Shaped
 
+# A Python number or a traced scalar.
+Scalar = float | int | np.number | Num[Array, ""]
 # Rewards of one group closer together than this share of their size are equal: float32 cannot tell them
 # apart, and dividing their residue by its own standard deviation would turn rounding into advantages.
 _RESOLUTION = 4 * float(np.finfo(np.float32).eps)
@@ -68,7 +70,7 @@ def grpo(
     groups: Num[Array | np.ndarray, "responses"],
     mask: Shaped[Array | np.ndarray, "responses tokens"],
     *,
-    std_epsilon: float = 1e-6,
+    std_epsilon: Scalar = 1e-6,
 ) -> Float[Array, "responses tokens"]:
     """GRPO (2402.03300): `A_i = (R_i - mean) / (std + std_epsilon)` in the prompt group, std with n - 1.
 

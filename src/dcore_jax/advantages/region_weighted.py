@@ -5,9 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer, Num, Shaped
+from jaxtyping import Array, Float, Integer, Shaped
 
-from dcore_jax.advantages.group_relative import token_mask
+from dcore_jax.advantages.group_relative import Scalar, token_mask
 from dcore_jax.errors import UserError
 from dcore_jax.regions.region import Region, RegionValues
 
@@ -64,9 +64,9 @@ def rest_weights(
     initial: RegionValues | Float[Array | np.ndarray, "5"],
     rates: RegionValues,
     ceilings: RegionValues,
-    progress: float | Num[Array, ""] = 0.0,
-    weight_min: float = 0.001,
-    weight_max: float = 8.0,
+    progress: Scalar = 0.0,
+    weight_min: Scalar = 0.001,
+    weight_max: Scalar = 8.0,
 ) -> Float[Array, "responses tokens"]:
     """Every token's weight (ResT Eq. 16-19): its region's `initial + rate * progress`, clipped and normalised.
 

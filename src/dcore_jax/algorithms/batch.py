@@ -10,6 +10,7 @@ from dcore_jax import advantages as adv
 from dcore_jax import losses
 from dcore_jax.algorithms.config import AlgorithmConfig
 from dcore_jax.errors import UserError
+from dcore_jax.losses.aggregation import Scalar
 from dcore_jax.regions.region import Region, RegionValues
 
 
@@ -38,7 +39,7 @@ def policy_batch(
     engine_logprobs: Float[Array | np.ndarray, "responses tokens"] | None = None,
     regions: Integer[Array | np.ndarray, "responses tokens"] | None = None,
     region_entropy: Float[Array | np.ndarray, "5"] | None = None,
-    progress: float | Num[Array, ""] = 0.0,
+    progress: Scalar = 0.0,
 ) -> PolicyBatch:
     """Advantages, weights and selections of a whole step's rollouts, as `config` says.
 
@@ -132,7 +133,7 @@ def policy_batch_loss(
     logprobs: Float[Array, "responses tokens"],
     batch: PolicyBatch,
     *,
-    denominator: float | Float[Array, ""],
+    denominator: Scalar,
     entropy: Float[Array, "responses tokens"] | None = None,
 ) -> tuple[Float[Array, ""], losses.PolicySums]:
     """The loss of a microbatch as `config` says; summed over the microbatches it is the loss of the minibatch.

@@ -7,10 +7,12 @@ add up to the whole.
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Num, Shaped
 
 from dcore_jax.errors import UserError
 
+# A Python number or a traced scalar.
+Scalar = float | int | np.number | Num[Array, ""]
 AGGREGATIONS = ("token_mean", "sequence_mean", "constant_length", "weighted_token_mean")
 
 

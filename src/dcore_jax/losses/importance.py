@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from dcore_jax.errors import UserError
+from dcore_jax.losses.aggregation import Scalar
 
 
 class EngineGap(NamedTuple):
@@ -25,7 +26,7 @@ def engine_gap(
     engine_logprobs: Float[Array | np.ndarray, "responses tokens"],
     mask: Shaped[Array | np.ndarray, "responses tokens"],
     *,
-    cap: float = 2.0,
+    cap: Scalar = 2.0,
 ) -> EngineGap:
     """Trainer against engine over the masked tokens of a whole batch: a metric, without gradient."""
     inside, gap = _masked_gap(logprobs, engine_logprobs, mask)
@@ -47,7 +48,7 @@ def truncated_importance_weights(
     engine_logprobs: Float[Array | np.ndarray, "responses tokens"],
     mask: Shaped[Array | np.ndarray, "responses tokens"],
     *,
-    cap: float = 2.0,
+    cap: Scalar = 2.0,
     level: str = "token",
 ) -> Float[Array, "responses tokens"]:
     """Truncated importance sampling: `min(pi_old / pi_engine, cap)`, a detached factor of the objective.

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 from dcore_jax.errors import UserError
-from dcore_jax.losses.aggregation import aggregate, loss_denominator
+from dcore_jax.losses.aggregation import Scalar, aggregate, loss_denominator
 from dcore_jax.losses.kl import kl_estimate
 
 RATIOS = ("token", "sequence")
@@ -106,20 +106,20 @@ def policy_loss(
     advantages: Float[Array | np.ndarray, "responses tokens"],
     mask: Shaped[Array | np.ndarray, "responses tokens"],
     *,
-    clip_low: float | None = 0.2,
-    clip_high: float | None = 0.2,
-    dual_clip: float | None = 3.0,
+    clip_low: Scalar | None = 0.2,
+    clip_high: Scalar | None = 0.2,
+    dual_clip: Scalar | None = 3.0,
     ratio: str = "token",
     aggregation: str = "token_mean",
-    denominator: float | Float[Array, ""] | None = None,
+    denominator: Scalar | None = None,
     max_length: int | None = None,
     token_weights: Float[Array | np.ndarray, "responses tokens"] | None = None,
     importance_weights: Float[Array | np.ndarray, "responses tokens"] | None = None,
     ref_logprobs: Float[Array | np.ndarray, "responses tokens"] | None = None,
-    kl_coefficient: float = 0.0,
+    kl_coefficient: Scalar = 0.0,
     kl_estimator: str = "k3",
     penalised: Bool[Array | np.ndarray, "responses tokens"] | None = None,
-    penalty_coefficient: float = 1.0,
+    penalty_coefficient: Scalar = 1.0,
 ) -> tuple[Float[Array, ""], PolicySums]:
     """The loss to minimise and what to watch. Differentiable in `logprobs` only.
 
