@@ -59,9 +59,8 @@ def chatml_marks(pieces: Sequence[Sequence[int]], kinds: Sequence[Kind]) -> tupl
 def chatml_ends(tokenizer: Any) -> frozenset[int]:
     """The id of `<|im_end|>`. Raises `UserError` if the tokenizer has no ChatML tokens to build with."""
     for token in (START, END):
-        if tokenizer(token, add_special_tokens=False)["input_ids"] != [
-            tokenizer.convert_tokens_to_ids(token)
-        ]:
+        ids = tokenizer(token, add_special_tokens=False)["input_ids"]
+        if tokenizer.convert_ids_to_tokens(ids) != [token]:
             raise UserError(
                 f"mask=release builds ChatML by hand, and this tokenizer has no token {token}; use mask=last_turn"
             )

@@ -25,7 +25,7 @@ class SampleStore:
     tokens: Int32[np.ndarray, "tokens"]
     loss_bits: UInt8[np.ndarray, "bytes"]  # np.packbits of the loss masks
     count_bits: UInt8[np.ndarray, "bytes"]
-    offsets: Int64[np.ndarray, "samples+1"]
+    offsets: Int64[np.ndarray, "bounds"]  # samples + 1
     categories: Int32[np.ndarray, "samples"]  # index into category_names
     category_names: tuple[str, ...]
     origins: tuple[str, ...]
