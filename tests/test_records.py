@@ -133,7 +133,7 @@ def test_a_packed_dcore_line_is_one_record_per_conversation():
         ({"conversations": [USER, {**ANSWER, "weight": 0.5}]}, "per-message loss weights, which are not supported"),
         ({"conversations": [USER, ANSWER], "single_conv_last_idx": [0]}, "single_conv_last_idx must end at the last message"),
         ({"conversations": [USER, ANSWER], "single_conv_last_idx": [-1]}, "single_conv_last_idx must end at the last message"),
-        ({"conversations": [USER, USER], "single_conv_last_idx": [1, 1]}, "single_conv_last_idx must be a rising list of integers"),
+        ({"conversations": [USER], "single_conv_last_idx": [0, 0]}, "single_conv_last_idx must be a rising list of integers"),
     ],
 )  # fmt: skip
 def test_a_malformed_record_is_turned_away_with_its_reason(row, reason):

@@ -66,6 +66,7 @@ def packed_batches(
     """
     if rows < 1:
         raise UserError(f"a batch needs at least 1 row, not {rows}")
+    _check(store, pack_length, seed, epochs, packing, order, bins)
     packed = _packed_indices(store, pack_length, seed, epochs, packing, order, bins)
 
     def gather(packed_rows: Sequence[dict[str, np.ndarray]]) -> PackedBatch:
@@ -220,7 +221,6 @@ def _packed_indices(
     bins: int,
 ) -> grain.IterDataset:
     """Rows `{at, at_positions, at_segment_ids}` of `[pack_length]`, `at` indexing the store's flat arrays."""
-    _check(store, pack_length, seed, epochs, packing, order, bins)
     # Reading is an array slice: threads of its own would only make it slower.
     reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     source = _Epochs(store, seed, epochs, order, pack_length, _arranged_rows(packing, bins))
@@ -251,8 +251,8 @@ def _check(
     pack_length: int,
     seed: int,
     epochs: int | None,
-    packing: Packing,
-    order: Order,
+    packing: str,
+    order: str,
     bins: int,
 ) -> None:
     if packing not in PACKINGS:

@@ -167,7 +167,7 @@ def _sample(
         if any(i in ends for piece, kind in zip(pieces, turn.kinds) if kind == "learned" for i in piece):
             return "an end-of-turn token inside the turn's content"
         loss, count = chatml_marks(pieces, turn.kinds)
-    tokens = np.fromiter((i for piece in pieces for i in piece), np.int32, length)
+    tokens = np.concatenate([np.asarray(piece, np.int32) for piece in pieces])
     return Sample(tokens, loss, count, record.category, record.origin)
 
 
