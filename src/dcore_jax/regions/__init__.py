@@ -2,11 +2,10 @@
 
 from dcore_jax.regions.assign import response_regions, token_regions
 from dcore_jax.regions.region import PAPER_RULES, RELEASE_RULES, Region, RegionRules, RegionValues, Span
-from dcore_jax.regions.spans import CALL_FORMATS, region_spans
+from dcore_jax.regions.spans import region_spans
 from dcore_jax.regions.token_bytes import TokenBytes
 
 __all__ = [
-    "CALL_FORMATS",
     "PAPER_RULES",
     "RELEASE_RULES",
     "Region",

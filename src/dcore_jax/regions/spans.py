@@ -9,16 +9,15 @@ in time linear in its length, and never raise: what they cannot place stays outs
 import re
 from collections.abc import Iterator
 
+from dcore_jax.calls import CALL_FORMATS
 from dcore_jax.errors import UserError
 from dcore_jax.regions.region import PAPER_RULES, Region, RegionRules, Span
 
-CALL_FORMATS = ("python", "tags", "qwen")
-
-# Tags that carry the format of a response; <response> exists in ToolRL's format only.
-_TAG = {
-    "python": re.compile(r"<(/?)(think)>"),
-    "tags": re.compile(r"<(/?)(think|tool_call|response)>"),
-    "qwen": re.compile(r"<(/?)(think|tool_call)>"),
+_OPEN_THOUGHT, _CLOSE_THOUGHT = "<think>", "</think>"
+# Tags of an answer; <response> exists in ToolRL's format only, Python calls stand without tags.
+_ANSWER_TAG = {
+    "tags": re.compile(r"<(/?)(tool_call|response)>"),
+    "qwen": re.compile(r"<(/?)(tool_call)>"),
 }
 # A JSON string (also one cut off at the end of the block) or one character of JSON's structure.
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[{}\[\]:,]', re.DOTALL)
@@ -31,9 +30,8 @@ _PYTHON_TOKEN = re.compile(
     r"|[{}\[\]()]",
     re.DOTALL,
 )
-# A call list opens at the start of a line; prose such as "see [1]" does not count.
+# A call list opens the answer; prose such as "see [1]" does not count.
 _LIST_OPENS = re.compile(r"[ \t\r\n]*+\[")
-_LIST_OPENS_LATER = re.compile(r"\n[ \t]*+\[")
 # A bare name is whatever stands before the parenthesis; one that cannot stand bare is written as a string.
 _PYTHON_NAME = re.compile(
     r"""[ \t\r\n]*+(?:"((?:[^"\\\n]|\\.)++)"|'((?:[^'\\\n]|\\.)++)'|([^\[\](){}"'=,\n]++))[ \t]*+\("""
@@ -60,23 +58,25 @@ def region_spans(text: bytes | str, call_format: str, *, rules: RegionRules = PA
 
 
 def _scan(text: str, call_format: str, rules: RegionRules) -> Iterator[Span]:
-    """Walk over the tags; what stands between two of them is a thought, a block of calls, or plain text."""
-    tags = list(_TAG[call_format].finditer(text))
-    thought_tags = [tag for tag in tags if tag[2] == "think"]
-    inside = "think" if thought_tags and thought_tags[0][1] else ""
+    """The thought with its tags, up to the last `</think>` as in `dcore_jax.calls`, then the answer."""
+    closing = text.rfind(_CLOSE_THOUGHT)
+    leading = len(text) - len(text.lstrip(_SPACES))
+    opened = text.startswith(_OPEN_THOUGHT, leading)
     position = 0
-    for tag in tags:
-        closing, kind = bool(tag[1]), tag[2]
-        if inside and not (closing and kind == inside):
-            continue  # a thought or a block of calls ends at its own closing tag, whatever else it mentions
-        if not inside and closing and kind != "response":
-            continue  # a stray closing tag is plain text
-        yield from _between(text, position, tag.start(), inside, call_format, rules)
-        position = _tag_end(text, tag.end(), rules)
-        yield Span(tag.start(), position, Region.FORMAT)
-        # The reply inside <response> is plain text: only its tags are format.
-        inside = "" if closing or kind == "response" else kind
-    yield from _between(text, position, len(text), inside, call_format, rules)
+    if opened:
+        position = _tag_end(text, leading + len(_OPEN_THOUGHT), rules)
+        yield Span(leading, position, Region.FORMAT)
+    if closing >= 0:
+        yield Span(position, closing, Region.THINKING)
+        position = _tag_end(text, closing + len(_CLOSE_THOUGHT), rules)
+        yield Span(closing, position, Region.FORMAT)
+    elif opened:
+        yield Span(position, len(text), Region.THINKING)
+        return
+    if call_format == "python":
+        yield from _python_calls(text, position, rules)
+    else:
+        yield from _tagged(text, position, call_format, rules)
 
 
 def _tag_end(text: str, end: int, rules: RegionRules) -> int:
@@ -87,15 +87,22 @@ def _tag_end(text: str, end: int, rules: RegionRules) -> int:
     return end
 
 
-def _between(
-    text: str, start: int, end: int, inside: str, call_format: str, rules: RegionRules
-) -> Iterator[Span]:
-    if inside == "think":
-        yield Span(start, end, Region.THINKING)
-    elif inside == "tool_call":
-        yield from _json_calls(text, start, end, rules)
-    elif call_format == "python":
-        yield from _python_calls(text, start, end, rules)
+def _tagged(text: str, start: int, call_format: str, rules: RegionRules) -> Iterator[Span]:
+    """Tags, and the calls inside `<tool_call>`; a reply inside `<response>` is plain text between two tags."""
+    block = -1  # where the open block of calls starts
+    for tag in _ANSWER_TAG[call_format].finditer(text, start):
+        closing, kind = bool(tag[1]), tag[2]
+        if block >= 0:
+            if not (closing and kind == "tool_call"):
+                continue  # a block ends at its own closing tag, whatever else its strings mention
+            yield from _json_calls(text, block, tag.start(), rules)
+        elif closing and kind == "tool_call":
+            continue  # closes nothing: plain text
+        end = _tag_end(text, tag.end(), rules)
+        yield Span(tag.start(), end, Region.FORMAT)
+        block = end if kind == "tool_call" and not closing else -1
+    if block >= 0:
+        yield from _json_calls(text, block, len(text), rules)
 
 
 def _fill(start: int, end: int, claimed: list[Span], rules: RegionRules) -> Iterator[Span]:
@@ -129,76 +136,55 @@ def _gap(text: str, start: int, end: int, rules: RegionRules) -> Iterator[Span]:
 
 def _json_objects(text: str, start: int, end: int) -> Iterator[tuple[int, int, list[Span]]]:
     """(start, end, spans of its name and parameters) of every outermost JSON object."""
-    depth, opened, key = 0, start, ""
-    wants_value, value_from, value_start = False, start, -1
+    depth, opened, key, value = 0, start, "", -1  # value: where the value of key starts, -1 before its colon
     claimed: list[Span] = []
-
-    def claim(value_from: int, value_to: int) -> None:
-        """Take the value just read if its key is one of ours, the first of its kind in this object."""
-        region = _REGION_OF_KEY.get(key)
-        if region and all(span.region is not region for span in claimed):
-            claimed.append(Span(value_from, value_to, region))
-
     for match in _JSON_TOKEN.finditer(text, start, end):
         token = text[match.start()]
-        if token in "{[":
-            if depth == 0 and token == "[":
-                continue  # a list around the calls
-            if depth == 0:
-                opened, key, value_start, wants_value, claimed = match.start(), "", -1, False, []
-            elif depth == 1 and wants_value and value_start < 0:
-                value_start = match.start()
+        if depth == 0:
+            if token == "{":  # whatever stands before it, such as the bracket of a list, is not an object
+                depth, opened, key, value, claimed = 1, match.start(), "", -1, []
+        elif token in "{[":
             depth += 1
         elif token in "}]":
-            if depth == 2 and value_start >= 0:
-                if key != "name":
-                    claim(value_start, match.end())
-                wants_value, value_start = False, -1
-            elif depth == 1:
-                if wants_value and key != "name":
-                    claim(_skip_spaces(text, value_from, match.start()), match.start())
-                yield opened, match.end(), claimed
-            depth = max(depth - 1, 0)
-        elif depth != 1:
+            depth -= 1
+            if depth == 0:
+                yield opened, match.end(), _claim(text, key, value, match.start(), claimed)
+        elif depth > 1:
             continue
-        elif token == '"':
-            whole = match.end() - match.start() > 1 and text[match.end() - 1] == '"'
-            inner = (match.start() + 1, match.end() - 1 if whole else match.end())
-            if not wants_value:
-                key = text[slice(*inner)]
-            else:
-                claim(*(inner if key == "name" else match.span()))
-                wants_value = False
-        elif token == ":":
-            wants_value, value_start, value_from = bool(key), -1, match.end()
-        elif wants_value:  # a comma after a number, true, false or null
-            if key != "name":
-                claim(_skip_spaces(text, value_from, match.start()), match.start())
-            wants_value = False
-        if token == ",":
-            key = ""
+        elif token == '"' and value < 0:
+            key = match[0].strip('"')
+        elif token == ":" and value < 0:
+            value = match.end()
+        elif token == ",":
+            claimed = _claim(text, key, value, match.start(), claimed)
+            key, value = "", -1
     if depth:  # cut off
-        if value_start >= 0 and key != "name":
-            claim(value_start, end)
-        yield opened, end, claimed
+        yield opened, end, _claim(text, key, value, end, claimed)
 
 
-def _skip_spaces(text: str, start: int, end: int) -> int:
+def _claim(text: str, key: str, start: int, end: int, claimed: list[Span]) -> list[Span]:
+    """`claimed` and the value between `start` and `end` if its key is one of ours, the first of its kind."""
+    region = _REGION_OF_KEY.get(key)
+    if start < 0 or region is None or any(span.region is region for span in claimed):
+        return claimed
     while start < end and text[start] in _SPACES:
         start += 1
-    return start
+    while start < end and text[end - 1] in _SPACES:
+        end -= 1
+    if region is Region.NAME:
+        if not text.startswith('"', start):
+            return claimed  # a name is a string
+        start, end = start + 1, end - (end - start > 1 and text[end - 1] == '"')
+    return [*claimed, Span(start, end, region)]
 
 
-def _python_calls(text: str, start: int, end: int, rules: RegionRules) -> Iterator[Span]:
-    """Call lists `[name(arguments), ...]` at the start of a line; a name is whatever stands before `(`."""
-    opening = _LIST_OPENS.match(text, start, end) or _LIST_OPENS_LATER.search(text, start, end)
-    while opening:
-        position = opening.end()
-        claimed, closed = _python_list(text, position, end, rules)
+def _python_calls(text: str, start: int, rules: RegionRules) -> Iterator[Span]:
+    """The list `[name(arguments), ...]` that opens an answer; a name is whatever stands before `(`."""
+    opening = _LIST_OPENS.match(text, start)
+    if opening:
+        claimed, closed = _python_list(text, opening.end(), len(text), rules)
         if claimed:
             yield from _fill(opening.end() - 1, closed, claimed, rules)
-            position = closed
-        opening = _LIST_OPENS_LATER.search(text, position, end)
 
 
 def _python_list(text: str, start: int, end: int, rules: RegionRules) -> tuple[list[Span], int]:
