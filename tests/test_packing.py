@@ -261,6 +261,18 @@ def test_packed_batches_is_a_grain_dataset_that_can_be_iterated_again():
     assert [b.tokens.tolist() for b in dataset] == [b.tokens.tolist() for b in dataset]
 
 
+@pytest.mark.parametrize("packing", ["first_fit", "best_fit"])
+def test_rows_of_three_or_four_samples_are_nearly_full_in_every_epoch(packing):
+    # Lengths as of real tool-use records, a sixteenth of their size: plain first-fit leaves 6 % empty on them.
+    lengths = np.clip(np.random.default_rng(0).lognormal(np.log(65), 0.3, 300), 35, 168).astype(int)
+    plan = {"rows": 1, "pack_length": 256, "seed": 0, "epochs": 2, "packing": packing}
+    rows = count_batches(store_of(lengths), **plan)
+    assert 0.98 < 2 * lengths.sum() / (256 * rows) <= 1
+    assert (
+        2 * lengths.sum() / (256 * count_batches(store_of(lengths), **{**plan, "packing": "next_fit"})) < 0.9
+    )
+
+
 def test_real_records_at_the_true_vocabulary_fill_at_least_97_percent_of_their_rows(real_data):
     store, report = load_samples(
         real_data / "toolrl" / "rlla_sft.json", qwen_tokenizer(), max_length=4096, progress=False
