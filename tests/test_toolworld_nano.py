@@ -19,14 +19,19 @@ BUILD = "import sys; from dcore_jax.toolworld.nano import build_tokenizer; build
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The tokenizer beside the config it goes with, as a model folder has them."""
-    folder = tmp_path_factory.mktemp("nano")
-    (folder / "config.json").write_text(json.dumps(nano_config(build_tokenizer(folder))))
-    return folder
+    return tmp_path_factory.mktemp("nano")
 
 
 @pytest.fixture(scope="module")
-def tokenizer(folder):
+def built(folder):
+    """The tokenizer as it was built, saved beside the config it goes with, as a model folder has them."""
+    tokenizer = build_tokenizer(folder)
+    (folder / "config.json").write_text(json.dumps(nano_config(tokenizer)))
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder, built):
     return AutoTokenizer.from_pretrained(folder)
 
 
@@ -40,7 +45,7 @@ def ids_of(tokenizer, text):
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def test_the_files_are_the_same_bytes_in_another_process(folder, tmp_path):
+def test_the_files_are_the_same_bytes_in_another_process(folder, built, tmp_path):
     env = {"PYTHONHASHSEED": "5", "PATH": "", "RAYON_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     subprocess.run([sys.executable, "-c", BUILD, str(tmp_path)], check=True, env=env)
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -48,8 +53,7 @@ def test_the_files_are_the_same_bytes_in_another_process(folder, tmp_path):
     assert all((tmp_path / name).read_bytes() == (folder / name).read_bytes() for name in names)
 
 
-def test_transformers_loads_the_tokenizer_that_was_built(tokenizer, tmp_path):
-    built = build_tokenizer(tmp_path)
+def test_transformers_loads_the_tokenizer_that_was_built(tokenizer, built):
     for task in TASKS[:40]:
         text = render(tokenizer, to_record(task))
         assert ids_of(tokenizer, text) == ids_of(built, text)
@@ -93,6 +97,14 @@ def test_every_tag_and_every_digit_is_one_token(tokenizer):
         assert len(ids_of(tokenizer, text)) == 1, text
     assert len(ids_of(tokenizer, "2048")) == 4
     assert len(tokenizer.decode(ids_of(tokenizer, f"<think>x</think>{END}"), skip_special_tokens=True)) == 16
+
+
+def test_every_word_of_the_world_is_one_token(tokenizer):
+    assert len(tokenizer) <= 512
+    for task in TASKS:
+        for text in (task.query, task.answer, *task.subtasks, *task.responses):
+            pieces = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+            assert len(ids_of(tokenizer, text)) == len(pieces), text
 
 
 @pytest.mark.parametrize("value", ["k42", "a07", "x99"])
@@ -174,7 +186,7 @@ def test_transformers_accepts_the_configuration(folder, tokenizer):
 
 
 @pytest.mark.slow
-def test_the_nano_model_has_under_a_million_parameters(folder):
+def test_the_nano_model_has_under_a_million_parameters(folder, built):
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     assert 0.8e6 < model.num_parameters() < 0.95e6
 

@@ -79,6 +79,8 @@ class ToolFamily:
         return next((tool for tool in self.tools if tool.name == name), None)
 
 
+_MOST_MISSES = 10_000  # a draw with no new value left must not hang
+
 _FAMILIES: dict[str, ToolFamily] = {}
 
 
@@ -136,10 +138,15 @@ def integers(low: int, high: int) -> Draw:
 
 
 def fresh(rng: Random, draw: Draw, count: int, taken: Sequence[JSON] = ()) -> list[Any]:
-    """`count` distinct values that are not among the taken ones."""
+    """`count` distinct values that are not among the taken ones. Raises ValueError when they run out."""
     values: list[Any] = []
+    misses = 0
     while len(values) < count:
         value = draw(rng)
         if value not in taken and value not in values:
             values.append(value)
+        elif (misses := misses + 1) > _MOST_MISSES:
+            raise ValueError(
+                f"too few values such as {value!r}: {len(taken) + count} distinct ones are needed"
+            )
     return values

@@ -136,9 +136,8 @@ def _slot_type(slot: str) -> str:
 
 
 def _draw_asks(rng: Random, family: ToolFamily, plans: list[Plan]) -> list[_Ask]:
-    taken: dict[
-        str, list[JSON]
-    ] = {}  # no two slots of a type share a value, so no request touches another's things
+    # No two slots of a type share a value, so no request touches what another one asks for.
+    taken: dict[str, list[JSON]] = {}
     asks = []
     for plan in plans:
         values = {}

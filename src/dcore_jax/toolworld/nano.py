@@ -124,7 +124,7 @@ def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 def _corpus() -> Iterator[str]:
     """Sample conversations as the template writes them, without the tags, which are tokens already."""
     writer = _wrap(_empty_tokenizer())
-    for task in generate_tasks(400, seed=0):
+    for task in generate_tasks(200, seed=0):
         for call_format in ("python", "qwen"):
             record = to_record(task, call_format=call_format)
             text = str(writer.apply_chat_template(record["messages"], tools=record["tools"], tokenize=False))
