@@ -1,0 +1,120 @@
+"""From logits to one token a row: temperature, top-k, top-p and log-probabilities, without sorting the vocabulary.
+
+Shape letters: R rows (slots), V vocabulary. Tables over the vocabulary are kept as [R, I, J], token = i * J + j, so that every
+reduction runs over I first, which a CPU does with full vectors.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt32
+
+_LOWEST = -1e30  # stands for -inf where two of them might be subtracted
+
+
+class RowSampling(NamedTuple):
+    """SamplingParams of every row, as arrays."""
+
+    seed: UInt32[Array, "rows 2"]  # high and low word
+    temperature: Float[Array, " rows"]  # 0: greedy
+    top_p: Float[Array, " rows"]
+    top_k: Int[Array, " rows"]  # vocabulary size or more: all
+
+
+def sample(
+    logits: Float[Array, "rows vocab"], step: Int[Array, " rows"], sampling: RowSampling
+) -> tuple[Int[Array, " rows"], Float[Array, " rows"]]:
+    """One token a row, and its log-probability at the row's temperature (1 for greedy) before top-k and top-p.
+
+    The randomness of a row is a function of its seed and `step` (tokens it has sampled so far) alone. A row whose logits are not
+    finite gets a log-probability that is not finite either.
+    """
+    greedy = sampling.temperature == 0
+    scaled = logits.astype(jnp.float32) / jnp.where(greedy, 1.0, sampling.temperature)[:, None]
+    table = _table(scaled)
+    peak = table.max(axis=1).max(axis=1)
+    weights = jnp.exp(table - peak[:, None, None])  # in [0, 1], the best token's exactly 1
+    total = weights.sum(axis=1).sum(axis=1)
+    kept = jax.lax.cond(
+        jnp.any(((sampling.top_p < 1) | (sampling.top_k < logits.shape[1])) & ~greedy),
+        lambda: jnp.where(weights >= _threshold(weights, sampling)[:, None, None], weights, 0.0),
+        lambda: weights,
+    )
+    token = jnp.where(greedy, _first_of(table == peak[:, None, None]), _draw(kept, sampling.seed, step))
+    token = jnp.minimum(token, logits.shape[1] - 1)  # NaN logits: stay in range, the log-probability tells
+    chosen = jnp.take_along_axis(scaled, token[:, None], axis=1)[:, 0]
+    return token, chosen - peak - jnp.log(total)
+
+
+def _table(scaled: Float[Array, "rows vocab"]) -> Float[Array, "rows i j"]:
+    rows, vocab = scaled.shape
+    columns = 128 if vocab < 2**16 else 512
+    padded = jnp.pad(scaled, ((0, 0), (0, -vocab % columns)), constant_values=-jnp.inf)
+    return padded.reshape(rows, -1, columns)
+
+
+def _first_of(where: Array) -> Int[Array, " rows"]:
+    """The smallest token for which `where` [R, I, J] holds."""
+    _, I, J = where.shape
+    tokens = (jnp.arange(I)[:, None] * J + jnp.arange(J)).astype(jnp.int32)
+    return jnp.where(where, tokens, I * J).min(axis=1).min(axis=1)
+
+
+def _draw(weights: Float[Array, "rows i j"], seed: Array, step: Array) -> Int[Array, " rows"]:
+    """A token with probability proportional to its weight: first its column j, then its row i, each by inverting the CDF.
+
+    Two uniforms in place of one, so that 23 random bits do not blur the probabilities of rare tokens.
+    """
+
+    def uniforms(seed, step):
+        key = jax.random.wrap_key_data(seed, impl="threefry2x32")
+        return jax.random.uniform(jax.random.fold_in(key, step), (2,))
+
+    u = jax.vmap(uniforms)(seed, step)
+    j = _invert(weights.sum(axis=1), u[:, 0])
+    column = jnp.take_along_axis(weights, j[:, None, None], axis=2)[:, :, 0]
+    return _invert(column, u[:, 1]) * weights.shape[2] + j
+
+
+def _invert(weights: Float[Array, "rows n"], u: Float[Array, " rows"]) -> Int[Array, " rows"]:
+    """The first index whose cumulative weight exceeds u * total; never one of weight 0, however the sums are rounded."""
+    cumulative = jnp.cumsum(weights, axis=1)
+    beyond = (cumulative > (u * cumulative[:, -1])[:, None]) & (weights > 0)
+    index = jnp.where(beyond.any(axis=1), jnp.argmax(beyond, axis=1), jnp.argmax(weights, axis=1))
+    return index.astype(jnp.int32)
+
+
+def _threshold(weights: Float[Array, "rows i j"], sampling: RowSampling) -> Float[Array, " rows"]:
+    """The weight from which on a token is kept: top-k first, then top-p of what it left, as transformers and vLLM do.
+
+    Tokens that tie with the last one kept are kept as well.
+    """
+
+    def mass(threshold):
+        return jnp.where(weights >= threshold[:, None, None], weights, 0.0).sum(axis=1).sum(axis=1)
+
+    def count(threshold):
+        return (weights >= threshold[:, None, None]).sum(axis=1, dtype=jnp.int32).sum(axis=1)
+
+    zero = jnp.zeros_like(sampling.top_p)
+    by_rank = _largest(lambda threshold: count(threshold) >= sampling.top_k, zero)
+    by_rank = jnp.where(sampling.top_k < weights.shape[1] * weights.shape[2], by_rank, zero)
+    wanted = sampling.top_p * mass(by_rank)
+    by_mass = _largest(lambda threshold: mass(jnp.maximum(threshold, by_rank)) >= wanted, zero)
+    return jnp.where(sampling.top_p < 1, jnp.maximum(by_rank, by_mass), by_rank)
+
+
+def _largest(holds, zero: Float[Array, " rows"]) -> Float[Array, " rows"]:
+    """The largest float32 in [0, 1] for which `holds`, found bit by bit: such floats are ordered like their bit patterns."""
+
+    def halve(_, bounds):
+        low, high = bounds  # holds at low, not known to hold beyond high
+        middle = low + (high - low + 1) // 2
+        fine = holds(jax.lax.bitcast_convert_type(middle, jnp.float32))
+        return jnp.where(fine, middle, low), jnp.where(fine, high, middle - 1)
+
+    low = zero.astype(jnp.int32)
+    one = jnp.full_like(low, 0x3F800000)
+    low, _ = jax.lax.fori_loop(0, 30, halve, (low, one))
+    return jax.lax.bitcast_convert_type(low, jnp.float32)
