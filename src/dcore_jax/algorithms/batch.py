@@ -78,7 +78,9 @@ def policy_batch(
     )
 
 
-def _advantages(config, rewards, groups, inside, old_logprobs, old_entropy) -> tuple[Array, Array]:
+def _advantages(
+    config: AlgorithmConfig, rewards, groups, inside, old_logprobs, old_entropy
+) -> tuple[Array, Array]:
     """The advantage of every token, and which of them are entropy bonuses."""
     none = jnp.zeros_like(inside)
     if config.advantage == "grpo":
@@ -99,7 +101,7 @@ def _advantages(config, rewards, groups, inside, old_logprobs, old_entropy) -> t
     ), replaced
 
 
-def _region_weights(config, regions, inside, old_entropy, region_entropy, progress) -> Array:
+def _region_weights(config: AlgorithmConfig, regions, inside, old_entropy, region_entropy, progress) -> Array:
     initial: RegionValues | Array = config.region_weights
     if config.region_weighting != "fixed":
         if region_entropy is None:
@@ -130,11 +132,11 @@ def policy_batch_denominator(
 
 def policy_batch_loss(
     config: AlgorithmConfig,
-    logprobs: Float[Array, "responses tokens"],
+    logprobs: Float[Array | np.ndarray, "responses tokens"],
     batch: PolicyBatch,
     *,
     denominator: Scalar,
-    entropy: Float[Array, "responses tokens"] | None = None,
+    entropy: Float[Array | np.ndarray, "responses tokens"] | None = None,
 ) -> tuple[Float[Array, ""], losses.PolicySums]:
     """The loss of a microbatch as `config` says; summed over the microbatches it is the loss of the minibatch.
 

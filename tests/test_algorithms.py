@@ -1,0 +1,120 @@
+"""Presets by name, the batch they ask for, and the page that explains them."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dcore_jax import advantages as adv
+from dcore_jax.algorithms import (
+    ALGORITHMS,
+    PRESETS,
+    algorithm_preset,
+    policy_batch,
+    policy_batch_denominator,
+    policy_batch_loss,
+)
+from dcore_jax.errors import UserError
+from dcore_jax.regions import Region
+
+PAGE = Path(__file__).parents[1] / "docs" / "algorithms.md"
+REWARDS, GROUPS, MASK = np.array([1.0, 0.0, 2.0, 2.0]), np.array([0, 0, 1, 1]), np.ones((4, 3), bool)
+OLD = np.full((4, 3), -1.0, np.float32)
+ENTROPY = np.linspace(0.5, 3.0, 12, dtype=np.float32).reshape(4, 3)
+
+
+def test_every_fenced_example_of_the_page_runs():
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    namespace = {}
+    for block in blocks:
+        exec(compile(block, str(PAGE), "exec"), namespace)
+    assert len(blocks) >= 1 + len(ALGORITHMS)
+
+
+def test_the_page_names_every_algorithm_and_every_word():
+    page = PAGE.read_text()
+    for name in ALGORITHMS:
+        assert f"| `{name}` |" in page
+    assert set(PRESETS) == {(name, preset) for name in ALGORITHMS for preset in ("paper", "release")}
+
+
+def test_unknown_names_are_told_apart_in_one_line():
+    with pytest.raises(UserError, match="algorithm 'ppo' is unknown; choose one of da_grpo, grpo"):
+        algorithm_preset("ppo")
+    with pytest.raises(UserError, match="preset 'best' is unknown; choose paper or release"):
+        algorithm_preset("grpo", "best")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "changes", "message"),
+    [
+        ("da_grpo", {"kl_coefficient": 0.0}, "needs old_entropy"),
+        ("grpo", {}, "kl_coefficient 0.001 needs ref_logprobs"),
+        ("rest", {}, "region weights need regions"),
+        ("rest", {"region_weighting": "inverse"}, "needs old_entropy"),
+        ("dapo", {"importance_cap": 2.0}, "importance_cap needs engine_logprobs"),
+    ],
+)
+def test_what_a_config_needs_and_lacks_is_named(algorithm, changes, message):
+    config = replace(algorithm_preset(algorithm, "release"), **changes)
+    with pytest.raises(UserError, match=message):
+        policy_batch(config, REWARDS, GROUPS, MASK, OLD)
+
+
+def test_current_entropy_fills_in_the_bonus_at_the_update():
+    config = replace(algorithm_preset("da_grpo"), entropy_source="current", kl_coefficient=0.0)
+    batch = policy_batch(config, REWARDS, GROUPS, MASK, OLD)
+    np.testing.assert_array_equal(batch.replaced, [[False] * 3] * 2 + [[True] * 3] * 2)
+    logprobs = OLD + np.float32(0.05)
+    denominator = policy_batch_denominator(config, batch)
+    value, _ = policy_batch_loss(config, logprobs, batch, denominator=denominator, entropy=ENTROPY)
+    filled = batch._replace(advantages=adv.da_grpo(REWARDS, GROUPS, ENTROPY, MASK))
+    plain = replace(config, entropy_source="old")
+    expected, _ = policy_batch_loss(plain, logprobs, filled, denominator=denominator)
+    assert value == pytest.approx(float(expected)) and value != 0
+    with pytest.raises(UserError, match="'current' was chosen but its array was not given"):
+        policy_batch_loss(config, logprobs, batch, denominator=denominator)
+
+
+def test_surprisal_needs_no_entropy_at_all():
+    config = replace(algorithm_preset("da_grpo"), entropy_source="surprisal", kl_coefficient=0.0)
+    batch = policy_batch(config, REWARDS, GROUPS, MASK, OLD)
+    np.testing.assert_allclose(batch.advantages[2:], 0.1, rtol=1e-6)
+
+
+def test_entropy_based_region_weights_start_from_the_regions_entropy():
+    config = replace(algorithm_preset("rest"), region_weighting="inverse")
+    regions = np.tile([Region.NAME, Region.THINKING, Region.OUTSIDE], (4, 1))
+    entropy = np.tile(np.array([0.5, 2.0, 7.0], np.float32), (4, 1))
+    batch = policy_batch(config, REWARDS, GROUPS, MASK, OLD, old_entropy=entropy, regions=regions)
+    raw = np.array([2.0, 0.5, 1.0])
+    np.testing.assert_allclose(batch.token_weights[0], raw / raw.mean(), rtol=1e-5)
+    kept = policy_batch(
+        config, REWARDS, GROUPS, MASK, OLD, old_entropy=9 * entropy, regions=regions,
+        region_entropy=np.array([7, np.nan, 0.5, np.nan, 2], np.float32),
+    )  # fmt: skip
+    np.testing.assert_allclose(kept.token_weights, batch.token_weights, rtol=1e-5)
+
+
+def test_importance_weights_enter_the_batch_when_a_cap_is_set():
+    config = replace(algorithm_preset("dapo"), importance_cap=2.0)
+    engine = OLD - np.float32(np.log(1.5))
+    batch = policy_batch(config, REWARDS, GROUPS, MASK, OLD, engine_logprobs=engine)
+    np.testing.assert_allclose(batch.importance_weights, 1.5, rtol=1e-5)
+    assert policy_batch(algorithm_preset("dapo"), REWARDS, GROUPS, MASK, OLD).importance_weights is None
+
+
+def test_a_batch_is_made_under_jit_and_slices_row_by_row():
+    config = algorithm_preset("rl_zvp", "release")
+    made = jax.jit(
+        lambda rewards: policy_batch(
+            config, rewards, GROUPS, MASK, OLD, old_entropy=ENTROPY, ref_logprobs=OLD
+        )
+    )(jnp.asarray(REWARDS))
+    assert made.replaced.sum() == 6
+    rows = jax.tree.map(lambda leaf: leaf[1:3], made)
+    assert rows.advantages.shape == (2, 3) and rows.token_weights is None
