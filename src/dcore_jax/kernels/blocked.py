@@ -4,12 +4,13 @@ Local arithmetic only: under a mesh `mesh_axes.on_shards` calls these on each de
 the mesh axis over which the vocabulary is split.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from dcore_jax.kernels.tiles import (
-    TOKEN_BLOCK,
     Softmax,
     dot,
     empty,
@@ -18,6 +19,7 @@ from dcore_jax.kernels.tiles import (
     over_blocks,
     rescale,
     summarise,
+    token_block,
     vocab_block,
 )
 
@@ -44,7 +46,7 @@ def forward(
         part = over_blocks(vocab, vocab_block(size, vocab), over_vocab, empty(size))
         return Softmax(*(lax.dynamic_update_slice_in_dim(w, p, start, 0) for w, p in zip(whole, part)))
 
-    whole = over_blocks(tokens, min(tokens, TOKEN_BLOCK), over_tokens, empty(tokens))
+    whole = over_blocks(tokens, token_block(tokens), over_tokens, empty(tokens))
     return finish(across_shards(whole, vocab_axis))
 
 
@@ -56,12 +58,15 @@ def backward(
     logsumexp: Float[Array, " tokens"],
     cotangent: Float[Array, " tokens"],
     vocab_axis: str | None = None,
+    slope_of: Callable[..., Float[Array, "tokens block"]] | None = None,
 ) -> tuple[Float[Array, "tokens width"], Float[Array, "width vocab"]]:
     """Gradients of `sum cotangent * logprobs` (hidden: whole; unembed: of the local tokens), float32.
 
     Each tile's logits are computed again: `d logits = cotangent / temperature * (onehot - softmax)`.
     The vocabulary is the outer loop, so that each block of the unembedding's gradient is written once.
+    slope_of: what computes a tile of `onehot - softmax`; `slope_of_tile` unless a kernel does it.
     """
+    slope_of = slope_of or slope_of_tile
     (tokens, width), vocab = hidden.shape, unembed.shape[1]
     targets = local_columns(targets, vocab, vocab_axis)
     scale = (cotangent / temperature)[:, None]
@@ -77,15 +82,14 @@ def backward(
             state, factor, lse, columns = (
                 lax.dynamic_slice_in_dim(x, start, rows) for x in (hidden, scaled, logsumexp, targets)
             )
-            slope = onehot_minus_softmax(dot(state, block, (1, 0)) / temperature, lse, columns - first)
-            slope = slope.astype(unembed.dtype)
+            slope = slope_of(state, block, temperature, lse, columns - first)
             old = lax.dynamic_slice_in_dim(d_hidden, start, rows)
             d_hidden = lax.dynamic_update_slice_in_dim(d_hidden, old + dot(slope, block, (1, 1)), start, 0)
             # [vocab, width]: XLA's CPU product into the other layout runs at half the speed.
             return d_hidden, d_block + dot(slope, factor, (0, 0))
 
         zeros = jnp.zeros((size, width), jnp.float32)
-        d_hidden, d_block = over_blocks(tokens, min(tokens, TOKEN_BLOCK), over_tokens, (d_hidden, zeros))
+        d_hidden, d_block = over_blocks(tokens, token_block(tokens), over_tokens, (d_hidden, zeros))
         return d_hidden, lax.dynamic_update_slice_in_dim(d_unembed, d_block, first, 0)
 
     zeros = jnp.zeros((tokens, width), jnp.float32), jnp.zeros((vocab, width), jnp.float32)
@@ -94,6 +98,18 @@ def backward(
     if vocab_axis is not None:
         d_hidden = lax.psum(d_hidden, vocab_axis)
     return d_hidden, d_unembed.T
+
+
+def slope_of_tile(
+    hidden: Float[Array, "tokens width"],
+    unembed: Float[Array, "width block"],
+    temperature: Float[Array, ""],
+    logsumexp: Float[Array, " tokens"],
+    columns: Int[Array, " tokens"],
+) -> Float[Array, "tokens block"]:
+    """`onehot - softmax` of one tile, in the unembedding's dtype."""
+    logits = dot(hidden, unembed, (1, 0)) / temperature
+    return onehot_minus_softmax(logits, logsumexp, columns).astype(unembed.dtype)
 
 
 def onehot_minus_softmax(

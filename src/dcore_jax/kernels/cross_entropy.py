@@ -174,7 +174,12 @@ def local_cross_entropy(
             vocab, tile, descend, (jnp.zeros((block, width), jnp.float32), d_unembed)
         )
         d_state *= -weight[:, None]
-        return loss, lax.dynamic_update_slice_in_dim(d_hidden, d_state, i * block, 0), d_unembed, rows_of_logits
+        return (
+            loss,
+            lax.dynamic_update_slice_in_dim(d_hidden, d_state, i * block, 0),
+            d_unembed,
+            rows_of_logits,
+        )
 
     shapes = (hidden.shape, (vocab, width), (block, vocab)) if differentiate else ()
     start = tuple(jnp.zeros(shape, jnp.float32) for shape in shapes) or (None,) * 3

@@ -21,7 +21,7 @@ def logprobs_and_entropy(
     unembed: Float[Array, "width vocab"],
     targets: Int[Array, " tokens"],
     *,
-    temperature: float | Float[Array, ""] = 1.0,
+    temperature: float | int | Float[Array, ""] = 1.0,
     implementation: str = "auto",
 ) -> tuple[Float[Array, " tokens"], Float[Array, " tokens"]]:
     """Log-probability of each target and entropy of each distribution, straight from hidden states.

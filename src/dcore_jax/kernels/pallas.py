@@ -1,11 +1,169 @@
-"""Vocabulary blocks in a Pallas kernel: not written yet."""
+"""The logits of a tile in a Pallas kernel, never written to memory: one text for GPUs (Triton) and TPUs (Mosaic).
 
-from dcore_jax.errors import UserError
+A GPU's programs run in any order and a TPU's in sequence, so no program here builds on another: each reduces its own tile, and
+plain JAX merges the results. Forward: a tile becomes four numbers per token. Backward: a tile becomes its slope
+`onehot - softmax`, and XLA multiplies the slopes of one vocabulary block with hidden states and unembedding, as in
+`blocked.backward`. Tiles are held transposed, [vocab, tokens], which puts per-token rows along a TPU's lanes.
+
+On a CPU the kernels are interpreted: right, slow, and meant for tests.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Float, Int
+
+from dcore_jax.kernels import blocked
+from dcore_jax.kernels.tiles import LOWEST, Softmax, dot, finish, rescale
 
 
-def forward(*args, **kwargs):
-    """Raises: the kernel is not written yet."""
-    raise UserError("implementation='pallas' is not written yet; use 'blocked'")
+class Tile(NamedTuple):
+    """Sizes of one program's work: tokens x vocab logits, summed over `depth` of the width at a time."""
+
+    tokens: int
+    vocab: int
+    depth: int
 
 
-backward = forward
+# 128 columns divide Qwen's 151,936 (2^7 x 1,187) and Llama's 128,256: any more would need a padded copy of the unembedding.
+# The interpreter (cpu) pays per tile, so its tiles are large.
+TILES = {"cpu": Tile(8, 2048, 32), "gpu": Tile(128, 128, 64), "tpu": Tile(256, 128, 128)}
+
+
+def forward(
+    hidden: Float[Array, "tokens width"],
+    unembed: Float[Array, "width vocab"],
+    targets: Int[Array, " tokens"],
+    temperature: Float[Array, ""],
+    vocab_axis: str | None = None,
+) -> tuple[Float[Array, " tokens"], Float[Array, " tokens"], Float[Array, " tokens"]]:
+    """(logprobs, entropy, logsumexp), each [tokens] float32. Temporary memory: 16 bytes per token and 128 columns."""
+    targets = blocked.local_columns(targets, unembed.shape[1], vocab_axis)
+    parts = Softmax(
+        *(x[:, 0] for x in _over_tiles(_summarise_tile, hidden, unembed, (targets,), temperature))
+    )
+    parts = rescale(parts, jnp.max(parts.maximum, axis=0))
+    whole = Softmax(parts.maximum, *(jnp.sum(x, axis=0) for x in parts[1:]))
+    return finish(blocked.across_shards(whole, vocab_axis))
+
+
+def backward(
+    hidden: Float[Array, "tokens width"],
+    unembed: Float[Array, "width vocab"],
+    targets: Int[Array, " tokens"],
+    temperature: Float[Array, ""],
+    logsumexp: Float[Array, " tokens"],
+    cotangent: Float[Array, " tokens"],
+    vocab_axis: str | None = None,
+) -> tuple[Float[Array, "tokens width"], Float[Array, "width vocab"]]:
+    """As `blocked.backward`, with the slope of each block from the kernel."""
+    return blocked.backward(
+        hidden, unembed, targets, temperature, logsumexp, cotangent, vocab_axis, slope_of=slope_of_block
+    )
+
+
+def slope_of_block(
+    hidden: Float[Array, "tokens width"],
+    unembed: Float[Array, "width block"],
+    temperature: Float[Array, ""],
+    logsumexp: Float[Array, " tokens"],
+    columns: Int[Array, " tokens"],
+) -> Float[Array, "tokens block"]:
+    """`onehot - softmax` of one block of the vocabulary, in the unembedding's dtype."""
+    return _over_tiles(_slope_tile, hidden, unembed, (columns, logsumexp), temperature).T
+
+
+def _logits_tile(hidden_ref, unembed_ref, inverse_ref, *, tile: Tile):
+    """Logits [vocab, tokens] of this program's tile, divided by the temperature."""
+
+    def step(k, total):
+        part = pl.ds(pl.multiple_of(k * tile.depth, tile.depth), tile.depth)
+        return total + dot(unembed_ref[part, :], hidden_ref[:, part], (0, 1))
+
+    zeros = jnp.zeros((tile.vocab, tile.tokens), jnp.float32)
+    return lax.fori_loop(0, hidden_ref.shape[1] // tile.depth, step, zeros) * inverse_ref[...]
+
+
+def _rows(tile: Tile):
+    """The vocabulary column that each row of this program's tile stands for."""
+    return lax.broadcasted_iota(jnp.int32, (tile.vocab, tile.tokens), 0) + pl.program_id(1) * tile.vocab
+
+
+def _summarise_tile(hidden_ref, unembed_ref, inverse_ref, targets_ref, *out_refs, tile: Tile, vocab: int):
+    logits = _logits_tile(hidden_ref, unembed_ref, inverse_ref, tile=tile)
+    rows = _rows(tile)
+    target = jnp.sum(jnp.where(rows == targets_ref[...], logits, 0.0), axis=0, keepdims=True)
+    if vocab % tile.vocab:
+        logits = jnp.where(rows < vocab, logits, LOWEST)
+    maximum = jnp.max(logits, axis=0, keepdims=True)
+    shifted = logits - maximum
+    weight = jnp.exp(shifted)
+    total = jnp.sum(weight, axis=0, keepdims=True)
+    moment = jnp.sum(shifted * weight, axis=0, keepdims=True)
+    for out_ref, value in zip(out_refs, (maximum, total, moment, target)):
+        out_ref[...] = value
+
+
+def _slope_tile(
+    hidden_ref, unembed_ref, inverse_ref, targets_ref, logsumexp_ref, out_ref, *, tile: Tile, vocab: int
+):
+    del vocab  # rows past the end are cut off by the caller
+    logits = _logits_tile(hidden_ref, unembed_ref, inverse_ref, tile=tile)
+    onehot = (_rows(tile) == targets_ref[...]).astype(jnp.float32)
+    out_ref[...] = (onehot - jnp.exp(logits - logsumexp_ref[...])).astype(out_ref.dtype)
+
+
+def _over_tiles(kernel, hidden, unembed, per_token: tuple[Array, ...], temperature) -> Any:
+    """`kernel` on every tile of [tokens, vocab]; `_summarise_tile` gives four [vocab tiles, 1, tokens] float32 arrays,
+    `_slope_tile` gives [vocab, tokens]."""
+    (tokens, width), vocab = hidden.shape, unembed.shape[1]
+    backend = target_backend()
+    tile = TILES[backend]
+    inverse = jnp.broadcast_to(1 / temperature, (tokens,))
+    rows, depth, columns = -tokens % tile.tokens, -width % tile.depth, -vocab % tile.vocab
+    # Only sizes that the tile does not divide are copied; Triton reads past an array's end without complaint.
+    hidden = jnp.pad(hidden, ((0, rows), (0, depth))) if rows or depth else hidden
+    unembed = jnp.pad(unembed, ((0, depth), (0, columns))) if depth or columns else unembed
+    per_token = tuple(jnp.pad(x, (0, rows))[None] for x in (inverse, *per_token))
+    grid = (hidden.shape[0] // tile.tokens, unembed.shape[1] // tile.vocab)
+    row = pl.BlockSpec((1, tile.tokens), lambda i, j: (0, i))
+    if kernel is _summarise_tile:
+        statistic = jax.ShapeDtypeStruct((grid[1], 1, hidden.shape[0]), jnp.float32)
+        out_shape: Any = (statistic,) * 4
+        out_specs: Any = (pl.BlockSpec((None, 1, tile.tokens), lambda i, j: (j, 0, i)),) * 4
+    else:
+        out_shape = jax.ShapeDtypeStruct((unembed.shape[1], hidden.shape[0]), unembed.dtype)
+        out_specs = pl.BlockSpec((tile.vocab, tile.tokens), lambda i, j: (j, i))
+    out = pl.pallas_call(
+        partial(kernel, tile=tile, vocab=vocab),
+        out_shape=out_shape,
+        grid=grid,
+        in_specs=[
+            pl.BlockSpec((tile.tokens, hidden.shape[1]), lambda i, j: (i, 0)),
+            pl.BlockSpec((hidden.shape[1], tile.vocab), lambda i, j: (0, j)),
+            *(row for _ in per_token),
+        ],
+        out_specs=out_specs,
+        interpret=backend == "cpu",
+        compiler_params=_compiler_params(backend, unembed.dtype),
+    )(hidden, unembed, *per_token)
+    return tuple(x[..., :tokens] for x in out) if kernel is _summarise_tile else out[:vocab, :tokens]
+
+
+def target_backend() -> str:
+    """`gpu`, `tpu`, or `cpu` for anything else, which is interpreted."""
+    return jax.default_backend() if jax.default_backend() in ("gpu", "tpu") else "cpu"
+
+
+def _compiler_params(backend: str, dtype):
+    if backend != "gpu":
+        return None
+    # Without parameters JAX would choose Mosaic GPU, which is being withdrawn from pallas_call.
+    from jax.experimental.pallas import triton
+
+    # The pipeline's stages must fit in 164 KiB of shared memory: 32 KiB each in bfloat16, 64 KiB in float32.
+    return triton.CompilerParams(num_warps=8, num_stages=3 if dtype.itemsize == 2 else 2)

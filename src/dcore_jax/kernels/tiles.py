@@ -104,10 +104,15 @@ def dot(
     )
 
 
+def token_block(tokens: int) -> int:
+    """Tokens of one tile."""
+    return min(tokens, TOKEN_BLOCK)
+
+
 def vocab_block(tokens: int, vocab: int) -> int:
     """Columns of one tile: a multiple of LANES that keeps the tile within TILE_ENTRIES, or the whole vocabulary."""
     budget = TILE_ENTRIES.get(jax.default_backend(), TILE_ENTRIES["cpu"])
-    columns = budget // max(1, min(tokens, TOKEN_BLOCK))
+    columns = budget // max(1, token_block(tokens))
     return min(vocab, max(LANES, columns // LANES * LANES))
 
 
@@ -128,4 +133,4 @@ def cross_entropy_block(tokens: int, vocab: int) -> int:
     """Tokens of one block of whole rows of logits: a power of two within ROW_ENTRIES, or all tokens."""
     budget = ROW_ENTRIES.get(jax.default_backend(), ROW_ENTRIES["cpu"])
     block = 1 << max(MIN_ROWS, budget // vocab).bit_length() - 1
-    return max(1, min(tokens, min(block, TOKEN_BLOCK)))
+    return max(1, min(token_block(tokens), block))
