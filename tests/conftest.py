@@ -4,6 +4,9 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault(
+    "NPROC", "64"
+)  # see mesh.prepare_devices: threads for 8 virtual devices that wait for one another
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import jax
@@ -33,14 +36,31 @@ _LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }  # fmt: skip
+
+
+def _checkpoint(kind: str, heads: int, kv_heads: int, rope: dict, **fields) -> tuple[str, dict]:
+    return kind, {
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "rope_parameters": rope,
+        **fields,
+    }
+
+
+def _theta(value: float) -> dict:
+    return {"rope_type": "default", "rope_theta": value}
+
+
 CHECKPOINTS = {
-    "qwen3": ("Qwen3", {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 20, "rope_parameters": {"rope_type": "default", "rope_theta": 5e6}}),
-    "qwen3_tied": ("Qwen3", {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32, "tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
-    "qwen3_bias": ("Qwen3", {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "attention_bias": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
-    "qwen2": ("Qwen2", {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
-    "llama": ("Llama", {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": _LLAMA3}),
-    "llama_bias_tied": ("Llama", {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 24, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
-}  # fmt: skip
+    "qwen3": _checkpoint("Qwen3", 4, 1, _theta(5e6), head_dim=20),
+    "qwen3_tied": _checkpoint("Qwen3", 4, 4, _theta(1e6), head_dim=32, tie_word_embeddings=True),
+    "qwen3_bias": _checkpoint("Qwen3", 4, 2, _theta(1e4), head_dim=16, attention_bias=True),
+    "qwen2": _checkpoint("Qwen2", 4, 2, _theta(1e6)),
+    "llama": _checkpoint("Llama", 4, 2, _LLAMA3),
+    "llama_bias_tied": _checkpoint(
+        "Llama", 4, 1, _theta(1e4), head_dim=24, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
+    ),
+}
 
 
 def torch_model(name: str, **changes):

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import CHECKPOINTS, torch_model
 from flax import nnx
 
+from conftest import CHECKPOINTS, torch_model
 from dcore_jax import UserError, load_hf
 from dcore_jax.models import Compute, model_config_from_hf
 from dcore_jax.models.attention import choose_implementation

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 import torch
-from conftest import CHECKPOINTS, torch_model
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from conftest import CHECKPOINTS, torch_model
 from dcore_jax import UserError, export_hf, load_hf
 from dcore_jax.mesh import make_mesh
 from dcore_jax.weights import load_decoder

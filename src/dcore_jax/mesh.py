@@ -67,7 +67,12 @@ def prepare_devices(mesh: str | None, *, distributed: bool = False) -> None:
             raise UserError(
                 f"mesh {mesh} has {wanted} devices, which do not divide among {processes} processes"
             )
-        jax.config.update("jax_num_cpu_devices", max(1, wanted // processes))
+        local = max(1, wanted // processes)
+        jax.config.update("jax_num_cpu_devices", local)
+        if local > 1:
+            # Virtual devices wait for one another inside collectives, several at a time, each wait holding a thread of XLA's
+            # CPU pool; with only as many threads as cores or devices they wait for ever. NPROC is the size of that pool.
+            os.environ.setdefault("NPROC", str(8 * local))
     if "DCORE_COORDINATOR" in os.environ:
         jax.distributed.initialize(
             os.environ["DCORE_COORDINATOR"], processes, int(os.environ["DCORE_PROCESS_ID"])

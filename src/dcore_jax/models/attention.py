@@ -73,7 +73,8 @@ def attend(
 ) -> Float[Array, "batch length heads head_dim"]:
     """Causal softmax attention within segments, scaled by `head_dim ** -0.5`; softmax in float32.
 
-    Rows are packed: a segment is a run of equal ids, and order within the row is the order of time. Padding may have an id of its own.
+    Rows are packed: a segment is a run of equal ids, and order within the row is the order of time.
+    Padding may have an id of its own.
     """
     chosen = choose_implementation(
         implementation, platform=jax.default_backend(), dtype=q.dtype, head_dim=q.shape[-1], length=q.shape[1]

@@ -66,8 +66,16 @@ class Linear(nnx.Module):
     """`x @ kernel + bias`, kernel [inputs, outputs]. `split` names the side that the tensor axis divides."""
 
     def __init__(
-        self, inputs: int, outputs: int, *, bias: bool, split: tuple[str | None, str | None], std: float, compute: Compute, rngs: nnx.Rngs
-    ):  # fmt: skip
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        bias: bool,
+        split: tuple[str | None, str | None],
+        std: float,
+        compute: Compute,
+        rngs: nnx.Rngs,
+    ):
         self.kernel = nnx.Param(
             std * jax.random.normal(rngs.params(), (inputs, outputs), compute.param_dtype)
         )

@@ -1,0 +1,82 @@
+"""Checkpoints of a run, the only file that knows Orbax.
+
+A checkpoint holds named parts, each restorable alone: trees of (sharded) arrays, and one JSON object (the data iterator's state).
+It is written asynchronously and appears under its step's number only when it is whole.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from dcore_jax.errors import UserError
+
+_JSON = "data"
+
+
+class Checkpoints:
+    """The checkpoints of one run folder, `<run>/checkpoints/<step>/`."""
+
+    def __init__(self, run: str | Path, *, keep: int | None = 2):
+        self._folder = Path(run).absolute() / "checkpoints"
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def latest(self) -> int | None:
+        """The step of the newest whole checkpoint; None without one."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, trees: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        """Starts to write a checkpoint; arrays may be donated as soon as this returns.
+
+        Raises:
+          UserError: the disk refused this checkpoint or the one before; the older ones are untouched.
+        """
+        parts: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        self._guard(
+            lambda: self._manager.save(
+                step, args=ocp.args.Composite(**parts, **{_JSON: ocp.args.JsonSave(dict(data))})
+            )
+        )
+
+    def wait(self) -> None:
+        """Blocks until what was saved is on disk; raises as `save` does."""
+        self._guard(self._manager.wait_until_finished)
+
+    def restore(self, step: int, trees: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The named parts of a checkpoint and its JSON object.
+
+        `trees` holds abstract trees: `jax.ShapeDtypeStruct` leaves with the sharding to restore to, which need not be the one
+        that was saved.
+        """
+        parts: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(**parts, **{_JSON: ocp.args.JsonRestore()})
+            )
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{self._folder / str(step)}: not restorable: {reason}") from None
+        return {name: restored[name] for name in trees}, restored[_JSON]
+
+    def close(self) -> None:
+        self._guard(self._manager.close)
+
+    def _guard(self, action: Any) -> None:
+        try:
+            action()
+        except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:
+            lines = [line for line in str(error).strip().splitlines() if line]
+            reason = next(
+                (line for line in lines if "space" in line or "large" in line), lines[0] if lines else error
+            )
+            raise UserError(
+                f"{self._folder}: the checkpoint could not be written ({reason}); free some space and start the same line again"
+            ) from error
+
+
+def abstract(tree: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs with shardings, for `restore`, from arrays or shapes."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)

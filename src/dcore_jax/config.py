@@ -1,0 +1,136 @@
+"""Frozen dataclasses from YAML files and the command line.
+
+A recipe's config is one dataclass with nested ones. `--config file.yaml` fills it, dotted flags (`--optimizer.learning_rate 1e-5`)
+override it, and an unknown key is an error that suggests the nearest. A field with `metadata=MAY_CHANGE`
+may differ when a run is resumed; every other difference is refused by name.
+"""
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tyro
+import yaml
+
+from dcore_jax.errors import UserError
+
+C = TypeVar("C")
+
+# The field may change between the first start of a run and its resumption.
+MAY_CHANGE = types.MappingProxyType({"may_change": True})
+
+
+def parse_command_line(
+    kind: type[C],
+    arguments: Sequence[str],
+    *,
+    description: str,
+    default_config: Callable[[Sequence[str]], Path | None],
+) -> C:
+    """The config of a script: its `--config` file, or `default_config(arguments)`, overridden by dotted flags.
+
+    Raises:
+      UserError: a config file that is missing, no YAML, or has an unknown key or a value of the wrong type.
+      SystemExit: status 2 for a flag that does not exist, after naming the nearest.
+    """
+    path, rest = None, list(arguments)
+    for i, argument in enumerate(rest):
+        if argument == "--config" or argument.startswith("--config="):
+            if argument == "--config" and i + 1 == len(rest):
+                raise UserError("--config needs a file name")
+            path = Path(rest[i + 1] if argument == "--config" else argument.partition("=")[2])
+            del rest[i : i + 1 + (argument == "--config")]
+            break
+    path = path or default_config(rest)
+    default = kind() if path is None else read_config(kind, path)
+    return tyro.cli(kind, args=rest, default=default, description=description)
+
+
+def read_config(kind: type[C], path: str | Path) -> C:
+    """A config from a YAML file; raises UserError naming the file, the key and the nearest known one."""
+    try:
+        values = yaml.safe_load(Path(path).read_text()) or {}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file") from None
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    try:
+        return config_from_dict(kind, values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def config_from_dict(kind: type[C], values: Mapping[str, Any], prefix: str = "") -> C:
+    """Builds a dataclass from nested dicts, field by field; raises UserError naming the dotted key."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{prefix.rstrip('.') or 'the config'} should hold keys and values, not {values!r}")
+    hints = get_type_hints(kind)
+    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known: {', '.join(known)}"
+            raise UserError(f"unknown key {prefix}{key}{hint}")
+    return kind(**{key: _convert(hints[key], value, prefix + key) for key, value in values.items()})
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """Nested dicts, lists and scalars that YAML and JSON hold; `config_from_dict` reads them back to an equal config."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def write_config(config: Any, path: str | Path) -> None:
+    """Writes the effective config as YAML."""
+    Path(path).write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False))
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """`key: old -> new` for every field that differs and is not marked MAY_CHANGE."""
+    found = []
+    for field in dataclasses.fields(old):
+        before, after = getattr(old, field.name), getattr(new, field.name)
+        if field.metadata.get("may_change"):
+            continue
+        if dataclasses.is_dataclass(before):
+            found += differences(before, after, f"{prefix}{field.name}.")
+        elif before != after:
+            found.append(f"{prefix}{field.name}: {before} -> {after}")
+    return found
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, key)
+    if dataclasses.is_dataclass(hint):
+        return config_from_dict(hint, value, key + ".")  # type: ignore[arg-type]
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(f"{key} is {value!r}; choose one of {', '.join(map(str, arguments))}")
+        return value
+    if origin is tuple:
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list):
+            raise UserError(f"{key} should be a list, not {value!r}")
+        return tuple(_convert(arguments[0], item, f"{key}[{i}]") for i, item in enumerate(items))
+    if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-5 as a string
+        except ValueError:
+            pass
+    elif hint is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)  # mesh: 8
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise UserError(f"{key} should be {hint.__name__}, not {value!r}")

@@ -1,0 +1,465 @@
+"""The SFT run: files in, a checkpointed and resumable run folder out. Read from top to bottom.
+
+<output>/config.yaml       the effective config           metrics.jsonl   one object a step
+         checkpoints/      parameters, optimizer, data    data.json       what was read, what was left out
+         loss.png          the curve                      embedded/       the nano model and data, where asked for
+"""
+
+import contextlib
+import fcntl
+import json
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from tqdm import tqdm
+
+from dcore_jax.checkpoint import Checkpoints, abstract
+from dcore_jax.config import config_to_dict, differences, read_config, write_config
+from dcore_jax.data import load_samples
+from dcore_jax.data.packing import PackedBatch, count_batches, packed_batches, packing_fill
+from dcore_jax.data.store import SampleStore
+from dcore_jax.errors import UserError
+from dcore_jax.mesh import BATCH_AXES, make_mesh, put_global
+from dcore_jax.metrics import MetricLog, peak_flops, training_flops
+from dcore_jax.models import Compute, Decoder, abstract_decoder, read_model_config
+from dcore_jax.plots import plot_loss
+from dcore_jax.sft.config import SFTConfig
+from dcore_jax.sft.embedded import NANO, TOOLWORLD, embedded_data, embedded_model
+from dcore_jax.sft.step import (
+    Batch,
+    StepMetrics,
+    TrainState,
+    learning_rate_schedule,
+    make_optimizer,
+    make_train_step,
+)
+from dcore_jax.weights import load_decoder, local_folder, shardings
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+@dataclass(frozen=True)
+class SFTResult:
+    """How a run ended."""
+
+    output: Path
+    model: Path  # the folder the weights came from; its tokenizer belongs to the export
+    step: int
+    total_steps: int
+    first_loss: float | None  # of this start of the run; None where no step was left to do
+    last_loss: float | None
+    preempted: bool = False  # SIGTERM: saved, to be started again
+
+
+def train(config: SFTConfig) -> SFTResult:
+    """Trains until the last step, or until SIGTERM; continues a run folder that is already there.
+
+    Call `dcore_jax.mesh.prepare_devices(config.mesh)` first.
+
+    Raises:
+      UserError: a mistake in config, data, model or mesh; a disk that is full; a loss or gradient that is not finite.
+    """
+    say = print if jax.process_index() == 0 else lambda *_: None
+    mesh = make_mesh(config.mesh)
+    _check_rows(config, mesh)
+    output = Path(config.output)
+    with _only_run_in(output):
+        _write_or_compare_config(config, output)
+        folder, files = _model_and_data(config, output)
+        store = _load_data(config, folder, files, output, say)
+        total = _total_steps(config, store)
+        checkpoints = Checkpoints(output, keep=config.checkpoint.keep)
+        with jax.set_mesh(mesh):
+            run = _Run(config, mesh, folder, total)
+            state, batches = _start_or_resume(config, run, store, checkpoints, folder, mesh, say)
+            say(_header(config, run, mesh, total, int(state.step)))
+            return _loop(config, run, state, batches, checkpoints, output, folder, say)
+
+
+class _Run:
+    """The compiled step, its optimizer, and where everything lies."""
+
+    def __init__(self, config: SFTConfig, mesh: Mesh, folder: Path, total_steps: int):
+        settings = config.compute
+        self.mesh, self.total = mesh, total_steps
+        self.compute = Compute(
+            dtype=_DTYPES[settings.dtype],
+            param_dtype=_DTYPES[settings.param_dtype],
+            attention=settings.attention,
+            remat=settings.remat,
+        )
+        self.model_config = read_model_config(folder)
+        self.graph, shapes = nnx.split(abstract_decoder(self.model_config, self.compute))
+        self.schedule = learning_rate_schedule(config.optimizer, total_steps)
+        self.optimizer = make_optimizer(config.optimizer, self.schedule)
+        where = shardings(self.model_config, mesh)
+        everywhere = NamedSharding(mesh, P())
+        state = jax.eval_shape(lambda p: self.new_state(p, config), shapes)
+        self.where = TrainState(
+            params=where,
+            optimizer=optax.tree.map_params(
+                self.optimizer,
+                lambda _, s: s,
+                state.optimizer,
+                where,
+                transform_non_params=lambda _: everywhere,
+            ),
+            ema=where if config.optimizer.ema_decay else None,
+            step=everywhere,
+            rng=everywhere,
+        )
+        self.abstract = abstract(state, self.where)
+        step = make_train_step(self.graph, self.optimizer, ema_decay=config.optimizer.ema_decay)
+        self.step = jax.jit(step, donate_argnums=0, out_shardings=(self.where, everywhere))
+
+    def new_state(self, params: Any, config: SFTConfig) -> TrainState:
+        ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
+        return TrainState(
+            params,
+            self.optimizer.init(params),
+            ema,
+            jnp.zeros((), jnp.int32),
+            jax.random.PRNGKey(config.seed),
+        )
+
+
+def _loop(config, run: _Run, state: TrainState, batches, checkpoints, output, folder, say) -> SFTResult:
+    step = start = int(state.step)
+    main = jax.process_index() == 0
+    log = MetricLog(output, config.trackers, start, config_to_dict(config)) if main else None
+    watch = _Watch(config, run, log, output, start)
+    bar = tqdm(
+        total=run.total, initial=start, unit="step", disable=not main, dynamic_ncols=True, smoothing=0.1
+    )
+    saved, pending, stopped = start, None, False
+    try:
+        with _sigterm() as asked_to_stop:
+            while step < run.total and not stopped:
+                packed = next(batches, None)
+                if packed is None:
+                    raise UserError(
+                        f"the data ended at step {step} of {run.total}; lower --steps or raise --epochs"
+                    )
+                state, metrics = run.step(state, _put(packed, config, run.mesh))
+                step += 1
+                # Step n runs on the device while step n - 1 is written down.
+                if pending is not None:
+                    watch.record(*pending, bar)
+                pending = (step, metrics, packed)
+                stopped = asked_to_stop(step)
+                if step % config.checkpoint.every == 0 or step == run.total or stopped:
+                    watch.record(*pending, bar)  # never save what was not seen to be finite
+                    pending = None
+                    checkpoints.save(step, _trees(state), batches.get_state())
+                    saved = step
+        if pending is not None:
+            watch.record(*pending, bar)
+        checkpoints.wait()
+    finally:
+        bar.close()
+        if log is not None:
+            log.close()
+    checkpoints.close()
+    if main and step > start:
+        plot_loss(output / "metrics.jsonl", output / "loss.png")
+    if stopped and step < run.total:
+        say(f"SIGTERM: saved step {saved} of {run.total}; start the same line again to go on")
+    return SFTResult(output, folder, step, run.total, watch.first, watch.last, stopped and step < run.total)
+
+
+class _Watch:
+    """Writes steps down: metrics, progress bar, and the stop at a loss that is not finite."""
+
+    def __init__(self, config: SFTConfig, run: _Run, log: MetricLog | None, output: Path, start: int):
+        self._run, self._log, self._output = run, log, output
+        device = jax.devices()[0]
+        per_device = config.peak_tflops * 1e12 if config.peak_tflops else peak_flops(device.device_kind)
+        self._peak = per_device * run.mesh.size if per_device else None
+        self._before = time.perf_counter()
+        self._first_step = start + 1
+        self.first: float | None = None
+        self.last: float | None = None
+
+    def record(self, step: int, metrics: StepMetrics, packed: PackedBatch, bar: tqdm) -> None:
+        values = jax.device_get(metrics)
+        now = time.perf_counter()
+        seconds, self._before = now - self._before, now
+        loss = float(values.loss)
+        row = {
+            "step": step,
+            "loss": loss,
+            "learning_rate": float(self._run.schedule(step - 1)),
+            "gradient_norm": float(values.gradient_norm),
+            "tokens_per_second": float(values.tokens) / seconds,
+            "loss_tokens_per_second": float(values.loss_tokens) / seconds,
+            "loss_tokens": int(values.loss_tokens),
+            "packing_fill": packing_fill(packed),
+            "seconds": seconds,
+        }
+        if self._peak is not None:
+            flops = training_flops(
+                self._run.model_config, int(values.tokens), int(values.loss_tokens), int(values.attended)
+            )
+            row["mfu"] = flops / seconds / self._peak
+        if self._log is not None:
+            self._log.write(row)
+        if not values.finite:
+            self._stop(step, row, packed)
+        self.first, self.last = loss if self.first is None else self.first, loss
+        shown = {
+            "loss": f"{loss:.4f}",
+            "lr": f"{row['learning_rate']:.1e}",
+            "loss tok/s": f"{row['loss_tokens_per_second']:,.0f}",
+        }
+        if "mfu" in row:
+            shown["MFU"] = f"{row['mfu']:.1%}"
+        bar.set_postfix({**shown, "fill": f"{row['packing_fill']:.0%}"}, refresh=False)
+        bar.update()
+
+    def _stop(self, step: int, row: dict[str, Any], packed: PackedBatch) -> None:
+        path = self._output / f"nonfinite_step_{step}.npz"
+        if jax.process_index() == 0:
+            np.savez_compressed(path, **packed._asdict())
+        raise UserError(
+            f"step {step}: loss {row['loss']:.4g} and gradient norm {row['gradient_norm']:.4g} are not both finite; the batch is in "
+            f"{path}, the last checkpoint is good"
+        )
+
+
+def _trees(state: Any) -> dict[str, Any]:
+    trees = {
+        "params": state.params,
+        "optimizer": state.optimizer,
+        "counters": {"step": state.step, "rng": state.rng},
+    }
+    return trees if state.ema is None else {**trees, "ema": state.ema}
+
+
+def _start_or_resume(config, run: _Run, store: SampleStore, checkpoints, folder, mesh, say):
+    batches = iter(
+        packed_batches(
+            store,
+            rows=config.rows,
+            pack_length=config.packing.length,
+            seed=config.seed,
+            epochs=config.epochs,
+            packing=config.packing.method,
+            order=config.packing.order,
+            bins=config.packing.bins,
+        )
+    )
+    step = checkpoints.latest()
+    if step is None:
+        decoder = load_decoder(folder, compute=run.compute, mesh=mesh, progress=jax.process_index() == 0)
+        _, params = nnx.split(decoder)
+        make = jax.jit(lambda p: run.new_state(p, config), out_shardings=run.where, donate_argnums=0)
+        return make(params), batches
+    trees, data = checkpoints.restore(step, _trees(run.abstract))
+    batches.set_state(data)
+    counters = trees["counters"]
+    say(f"resuming {config.output} after step {step} of {run.total}")
+    return TrainState(
+        trees["params"], trees["optimizer"], trees.get("ema"), counters["step"], counters["rng"]
+    ), batches
+
+
+def trained_decoder(
+    run_folder: str | Path, step: int | None = None, *, mesh: Mesh | None = None, ema: bool = False
+) -> tuple[Decoder, Path]:
+    """The decoder of a run's checkpoint (the latest, or `step`) and the folder its weights came from; no optimizer is read."""
+    run_folder = Path(run_folder)
+    if not (run_folder / "config.yaml").exists():
+        raise UserError(f"{run_folder}: no config.yaml in it; --run wants the folder of a training run")
+    config = read_config(SFTConfig, run_folder / "config.yaml")
+    checkpoints = Checkpoints(run_folder, keep=None)
+    found = checkpoints.latest() if step is None else step
+    if found is None:
+        raise UserError(f"{run_folder}: no checkpoint yet; let the run reach its first one")
+    folder, _ = _model_and_data(config, run_folder)
+    compute = Compute(
+        dtype=_DTYPES[config.compute.param_dtype], param_dtype=_DTYPES[config.compute.param_dtype]
+    )
+    model_config = read_model_config(folder)
+    graph, shapes = nnx.split(abstract_decoder(model_config, compute))
+    name = "ema" if ema else "params"
+    if ema and not config.optimizer.ema_decay:
+        raise UserError(f"{run_folder}: no moving average was kept (optimizer.ema_decay is 0)")
+    where = shardings(model_config, mesh or make_mesh("1"))
+    trees, _ = checkpoints.restore(found, {name: abstract(shapes, where)})
+    checkpoints.close()
+    return nnx.merge(graph, trees[name]), folder
+
+
+def _put(packed: PackedBatch, config: SFTConfig, mesh: Mesh) -> Batch:
+    micro = jax.tree.map(lambda x: x.reshape(config.accumulation, -1, x.shape[-1]), tuple(packed))
+    return Batch(*put_global(mesh, (None, "batch", None), micro))
+
+
+def _check_rows(config: SFTConfig, mesh: Mesh) -> None:
+    parts = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    micro = config.rows // config.accumulation
+    if micro % parts:
+        raise UserError(
+            f"rows={config.rows} in {config.accumulation} microbatches of {micro} cannot be split over {parts} devices "
+            f"(data x fsdp); use a multiple of {parts * config.accumulation}"
+        )
+
+
+def _model_and_data(config: SFTConfig, output: Path) -> tuple[Path, tuple[str, ...]]:
+    if not config.model:
+        raise UserError(
+            "no model: give --model <Hugging Face folder or hub id>, or --model nano for the embedded one"
+        )
+    if not config.data:
+        raise UserError("no data: give --data <files>, or --data toolworld for the embedded sample")
+    embedded = output / "embedded"
+    if config.model == NANO or TOOLWORLD in config.data:
+        if jax.process_index() == 0:
+            _embed(config, embedded)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("dcore_jax embedded")
+    folder = (
+        embedded_model(embedded, config.nano, config.seed)
+        if config.model == NANO
+        else local_folder(config.model)
+    )
+    files = (
+        str(embedded_data(embedded, config.nano, config.seed)) if f == TOOLWORLD else f for f in config.data
+    )
+    return folder, tuple(files)
+
+
+def _embed(config: SFTConfig, folder: Path) -> None:
+    if config.model == NANO:
+        embedded_model(folder, config.nano, config.seed)
+    if TOOLWORLD in config.data:
+        embedded_data(folder, config.nano, config.seed)
+
+
+def _load_data(config: SFTConfig, folder: Path, files, output: Path, say) -> SampleStore:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{folder}: no tokenizer could be read ({str(error).strip().splitlines()[0]})"
+        ) from None
+    main = jax.process_index() == 0
+    store, report = load_samples(
+        files,
+        tokenizer,
+        mask=config.loss_mask,
+        max_length=config.packing.length,
+        strict=config.strict,
+        progress=main,
+    )
+    say(report)
+    vocabulary = read_model_config(folder).vocab_size
+    if int(store.tokens.max()) >= vocabulary:
+        raise UserError(
+            f"{folder}: the tokenizer gives id {int(store.tokens.max())}, config.json has vocab_size {vocabulary}"
+        )
+    if main:
+        rejected = {**report.rejected_records.counts, **report.rejected_turns.counts}
+        summary = {
+            "files": list(files),
+            "samples": report.samples,
+            "tokens": report.tokens,
+            "loss_tokens": report.loss_tokens,
+        }
+        (output / "data.json").write_text(json.dumps({**summary, "rejected": rejected}, indent=2) + "\n")
+    return store
+
+
+def _total_steps(config: SFTConfig, store: SampleStore) -> int:
+    in_data = count_batches(
+        store,
+        rows=config.rows,
+        pack_length=config.packing.length,
+        seed=config.seed,
+        epochs=config.epochs,
+        packing=config.packing.method,
+        order=config.packing.order,
+        bins=config.packing.bins,
+    )
+    if config.steps is not None and config.steps > in_data:
+        raise UserError(
+            f"steps={config.steps}, but {config.epochs} epochs of the data are {in_data} steps; raise --epochs or lower --steps"
+        )
+    return config.steps or in_data
+
+
+def _write_or_compare_config(config: SFTConfig, output: Path) -> None:
+    path = output / "config.yaml"
+    if path.exists():
+        changed = differences(read_config(SFTConfig, path), config)
+        if changed:
+            raise UserError(
+                f"{output} holds a run with another config ({'; '.join(changed)}); give another --output"
+            )
+    elif jax.process_index() == 0:
+        write_config(config, path)
+
+
+def _header(config: SFTConfig, run: _Run, mesh: Mesh, total: int, step: int) -> str:
+    model, device = run.model_config, jax.devices()[0]
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "1 device"
+    what = f"{model.model_type} with {model.num_parameters:,} parameters, {config.compute.dtype} on {mesh.size} x {device.device_kind} ({axes})"
+    batch = f"{config.rows} rows of {config.packing.length:,} tokens a step, {config.loss_mask} mask"
+    return f"model     {what}\nbatch     {batch}\nsteps     {total - step:,} to go of {total:,}, into {config.output}"
+
+
+@contextlib.contextmanager
+def _only_run_in(output: Path) -> Iterator[None]:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be made ({error.strerror})") from None
+    if jax.process_index() != 0:
+        yield
+        return
+    with (output / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{output}: another process is training in it; wait for it or give another --output"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[Any]:
+    """Yields `asked(step)`: True once SIGTERM has come, at the same step in every process."""
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point  # jax.distributed listens for SIGTERM itself
+        return
+    asked: list[int] = []
+    try:
+        before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    except ValueError:  # not the main thread, as in some notebooks: whoever owns the signal keeps it
+        yield lambda step: False
+        return
+    try:
+        yield lambda step: bool(asked)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def peak_host_memory() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,219 @@
+"""One optimizer step of SFT: packing, accumulation and meshes change nothing; the optimizer equals torch's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+
+from conftest import torch_model
+from dcore_jax import Compute, load_hf
+from dcore_jax.mesh import make_mesh, put_global
+from dcore_jax.models import model_config_from_hf
+from dcore_jax.sft.config import OptimizerConfig
+from dcore_jax.sft.step import (
+    Batch,
+    TrainState,
+    learning_rate_schedule,
+    loss_sum,
+    make_optimizer,
+    make_train_step,
+    predicted,
+)
+from dcore_jax.weights import hf_tensors, load_decoder, new_decoder
+
+VOCAB = 128
+
+
+def random_batch(seed=0, rows=8, length=32, micro=1):
+    """Rows of several segments with padding at the end, and a loss mask over about half of the tokens."""
+    rng = np.random.default_rng(seed)
+    tokens, positions, ids = np.zeros((3, rows, length), np.int32)
+    for row in range(rows):
+        start, segment = 0, 1
+        while (size := int(rng.integers(3, 12))) + start <= length - 2:
+            tokens[row, start : start + size] = rng.integers(1, VOCAB, size)
+            positions[row, start : start + size] = np.arange(size)
+            ids[row, start : start + size] = segment
+            start, segment = start + size, segment + 1
+    mask = (rng.random((rows, length)) < 0.5) & (ids > 0)
+    fields = (tokens, positions, ids, mask, mask | (rng.random((rows, length)) < 0.1) & (ids > 0))
+    return Batch(*(x.reshape(micro, rows // micro, length) for x in fields))
+
+
+def small_decoder(**compute):
+    fields = torch_model("qwen3_bias", vocab_size=VOCAB).config.to_dict()
+    return new_decoder(model_config_from_hf(fields), compute=Compute(**compute), seed=1)
+
+
+def started(model, optimizer, ema=False):
+    graph, params = nnx.split(model)
+    return graph, TrainState(
+        params,
+        optimizer.init(params),
+        params if ema else None,
+        jnp.zeros((), jnp.int32),
+        jax.random.PRNGKey(0),
+    )
+
+
+def close(a, b, tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=tolerance, rtol=tolerance), a, b)
+
+
+def test_packed_equals_unpacked_in_loss_and_gradient():
+    batch = jax.tree.map(lambda x: jnp.asarray(x[0]), random_batch(rows=2))
+    graph, params = nnx.split(small_decoder())
+    value, gradient = jax.jit(jax.value_and_grad(lambda p: loss_sum(graph, p, batch)))(params)
+
+    # Each segment in a row of its own, padded behind: causal attention never sees the padding.
+    segments, weights = [], []
+    for row in range(2):
+        for segment in range(1, int(batch.segment_ids[row].max()) + 1):
+            at = np.flatnonzero(np.asarray(batch.segment_ids[row]) == segment)
+            segments.append(np.pad(batch.tokens[row, at], (0, 12 - len(at))))
+            weights.append(np.pad(batch.loss_mask[row, at][1:], (0, 12 - len(at))).astype(np.float32))
+    tokens, weights = np.stack(segments), np.stack(weights)
+
+    @jax.jit
+    def separately(params):
+        logprobs = jax.nn.log_softmax(nnx.merge(graph, params)(tokens)[:, :-1])
+        return -(weights * jnp.take_along_axis(logprobs, tokens[:, 1:, None], axis=-1)[..., 0]).sum()
+
+    expected, expected_gradient = jax.value_and_grad(separately)(params)
+    assert float(expected) > 10
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected_gradient))
+    close(gradient, expected_gradient, 1e-5 * scale)
+
+
+def test_the_first_token_of_a_segment_is_never_predicted_across_the_border():
+    ids = jnp.array([[1, 1, 2, 2, 2, 0, 0]])
+    everywhere = jnp.ones_like(ids, bool)
+    batch = Batch(ids, ids, ids, everywhere, everywhere)
+    assert predicted(batch, everywhere).astype(int).tolist() == [[1, 0, 1, 1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("micro", [2, 4])
+def test_accumulation_changes_nothing(micro):
+    optimizer = optax.sgd(1.0)
+    whole, parts = random_batch(), random_batch(micro=micro)
+    graph, state = started(small_decoder(), optimizer)
+    step = jax.jit(make_train_step(graph, optimizer))
+    once, metrics_once = step(state, whole)
+    several, metrics_several = step(state, parts)
+    close(once.params, several.params, 1e-6)
+    close(metrics_once._asdict(), metrics_several._asdict(), 1e-5)
+    # The microbatches differ in their number of tokens, so that a mean of means would show.
+    parts = jax.tree.map(jnp.asarray, parts)
+    counts = predicted(parts, parts.count_mask).sum((1, 2))
+    assert len(set(counts.tolist())) > 1
+
+
+@pytest.mark.parametrize("mesh", ["1", "8", "data=2,fsdp=2,tensor=2", "data=8", "tensor=2"])
+def test_twenty_steps_have_the_same_losses_on_every_mesh(mesh, tmp_path):
+    source = tmp_path / "model"
+    torch_model("qwen3_bias", vocab_size=VOCAB).save_pretrained(source)
+    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.01), lambda step: 1e-3)
+
+    def losses(decoder, put):
+        graph, state = started(decoder, optimizer)
+        step = jax.jit(make_train_step(graph, optimizer))
+        found = []
+        for i in range(20):
+            state, metrics = step(state, put(random_batch(seed=i % 4)))
+            found.append(float(metrics.loss))
+        return found
+
+    alone = losses(load_decoder(source), lambda batch: batch)
+    where = make_mesh(mesh)
+    with jax.set_mesh(where):
+        on_mesh = losses(
+            load_decoder(source, mesh=where), lambda batch: put_global(where, (None, "batch", None), batch)
+        )
+    assert alone[-1] < alone[0] - 0.2
+    np.testing.assert_allclose(on_mesh, alone, atol=1e-4)
+
+
+def test_an_optimizer_step_equals_torch_adamw_with_clipping(checkpoints):
+    reference, model = torch_model("qwen3"), load_hf(checkpoints["qwen3"])
+    config = OptimizerConfig(
+        learning_rate=1e-2, weight_decay=0.1, clip_norm=0.5, schedule="constant", warmup=0.0
+    )
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [p for n, p in reference.named_parameters() if p.ndim == 2], "weight_decay": 0.1},
+            {"params": [p for n, p in reference.named_parameters() if p.ndim != 2], "weight_decay": 0.0},
+        ],
+        lr=1e-2,
+        betas=(config.beta1, config.beta2),
+        eps=config.epsilon,
+    )
+    optimizer = make_optimizer(config, learning_rate_schedule(config, 10))
+    graph, state = started(model, optimizer)
+    step = jax.jit(make_train_step(graph, optimizer))
+    tokens = np.random.default_rng(0).integers(0, 131, (1, 2, 16)).astype(np.int32)
+    mask = np.ones_like(tokens, bool)
+    positions = np.broadcast_to(np.arange(16, dtype=np.int32), tokens.shape)
+    batch = Batch(tokens, positions, mask.astype(np.int32), mask, mask)
+    for _ in range(3):
+        state, metrics = step(state, batch)
+        adamw.zero_grad()
+        logits = reference(torch.tensor(tokens[0]).long()).logits
+        loss = torch.nn.functional.cross_entropy(
+            logits[:, :-1].reshape(-1, 131), torch.tensor(tokens[0, :, 1:]).long().reshape(-1)
+        )
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
+        assert norm > 0.5
+        np.testing.assert_allclose(metrics.gradient_norm, norm, rtol=1e-4)
+        adamw.step()
+    theirs = {name: p.detach().numpy() for name, p in reference.named_parameters()}
+    for name, ours in hf_tensors(nnx.merge(graph, state.params)):
+        np.testing.assert_allclose(ours, theirs[name], atol=1e-5, err_msg=name)
+
+
+def test_a_step_that_is_not_finite_moves_nothing_and_says_so():
+    optimizer = optax.adam(1e-2)
+    model = small_decoder()
+    model.norm.scale.set_value(model.norm.scale.get_value().at[0].set(jnp.inf))
+    graph, state = started(model, optimizer, ema=True)
+    new, metrics = jax.jit(make_train_step(graph, optimizer, ema_decay=0.9))(state, random_batch())
+    assert not bool(metrics.finite)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (new.params, new.optimizer, new.ema),
+        (state.params, state.optimizer, state.ema),
+    )
+
+
+def test_the_moving_average_follows_the_parameters():
+    optimizer = optax.sgd(0.1)
+    graph, state = started(small_decoder(), optimizer, ema=True)
+    new, _ = jax.jit(make_train_step(graph, optimizer, ema_decay=0.75))(state, random_batch())
+    close(new.ema, jax.tree.map(lambda old, p: 0.75 * old + 0.25 * p, state.params, new.params), 1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_the_learning_rate_rises_for_the_warm_up_and_then_follows_its_schedule(schedule):
+    rate = learning_rate_schedule(OptimizerConfig(learning_rate=2e-3, warmup=0.1, schedule=schedule), 100)
+    values = np.array([float(rate(step)) for step in range(100)])
+    np.testing.assert_allclose(values[:10], 2e-3 * np.arange(1, 11) / 10, rtol=1e-6)
+    progress = np.arange(90) / 90
+    expected = {
+        "cosine": 0.5 * (1 + np.cos(np.pi * progress)),
+        "linear": 1 - progress,
+        "constant": np.ones(90),
+    }[schedule]
+    np.testing.assert_allclose(values[10:], 2e-3 * expected, atol=1e-8)
+
+
+def test_steady_state_compiles_nothing():
+    optimizer = optax.adam(1e-3)
+    graph, state = started(small_decoder(), optimizer)
+    step = jax.jit(make_train_step(graph, optimizer), donate_argnums=0)
+    for seed in range(4):
+        state, _ = step(state, random_batch(seed=seed))
+    assert step._cache_size() == 1
