@@ -196,7 +196,7 @@ def test_what_stands_outside_the_mask_reaches_neither_loss_nor_gradient():
             losses.policy_loss, old_logprobs=infinite, advantages=advantages, mask=mask, ratio=ratio,
             ref_logprobs=poison, kl_coefficient=0.1, importance_weights=-poison, token_weights=-poison,
         )  # fmt: skip
-        (value, sums), gradient = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(poison))
+        (value, sums), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(jnp.asarray(poison))
         assert np.isfinite(value) and np.all(np.isfinite(jnp.stack(sums)))
         assert np.all(np.asarray(gradient)[mask == 0] == 0) and np.all(np.asarray(gradient)[mask == 1] != 0)
 
@@ -204,7 +204,7 @@ def test_what_stands_outside_the_mask_reaches_neither_loss_nor_gradient():
 def test_metrics_count_each_clip_once():
     log_ratio = np.log(np.array([[1.0, 1.5, 0.5, 0.5, 1.5, 4.0]]))
     advantages = np.array([[1.0, 1.0, 1.0, -1.0, -1.0, -1.0]])
-    _, sums = losses.policy_loss(log_ratio, np.zeros((1, 6)), advantages, np.ones((1, 6)))
+    _, sums = jax.jit(losses.policy_loss)(log_ratio, np.zeros((1, 6)), advantages, np.ones((1, 6)))
     metrics = losses.policy_metrics(sums)
     assert (sums.clipped_high, sums.clipped_low, sums.dual_clipped) == (1, 1, 1)
     assert metrics.clip_fraction_high == pytest.approx(1 / 6)

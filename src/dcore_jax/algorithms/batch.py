@@ -82,23 +82,23 @@ def _advantages(
     config: AlgorithmConfig, rewards, groups, inside, old_logprobs, old_entropy
 ) -> tuple[Array, Array]:
     """The advantage of every token, and which of them are entropy bonuses."""
-    none = jnp.zeros_like(inside)
-    if config.advantage == "grpo":
-        return adv.grpo(rewards, groups, inside), none
+    nowhere = jnp.zeros_like(inside)
     if config.advantage == "dr_grpo":
-        return adv.dr_grpo(rewards, groups, inside), none
-    shape = {"alpha": config.alpha, "scale": config.scale, "zeta": config.zeta}
+        return adv.dr_grpo(rewards, groups, inside), nowhere
+    values = adv.grpo(rewards, groups, inside)
+    if config.advantage == "grpo":
+        return values, nowhere
     if config.advantage == "rl_zvp":
-        replaced = inside & (adv.group_statistics(rewards, groups).spread <= config.zeta)[:, None]
-        return adv.rl_zvp(rewards, groups, old_entropy, inside, **shape), replaced
-    trigger = {"zeta": config.zeta, "trigger": config.trigger}
-    replaced = adv.entropy_triggered(rewards, groups, inside, **trigger)
+        values = adv.rl_zvp(
+            rewards, groups, old_entropy, inside, alpha=config.alpha, scale=config.scale, zeta=config.zeta
+        )
+        return values, inside & (adv.group_statistics(rewards, groups).spread <= config.zeta)[:, None]
+    replaced = adv.entropy_triggered(rewards, groups, inside, zeta=config.zeta, trigger=config.trigger)
     if config.entropy_source == "current":
-        return adv.grpo(rewards, groups, inside), replaced
+        return values, replaced
     entropy = adv.select_entropy(config.entropy_source, old=old_entropy, old_logprobs=old_logprobs)
-    return adv.da_grpo(
-        rewards, groups, entropy, inside, delta=config.delta, trigger=config.trigger, **shape
-    ), replaced
+    bonus = adv.entropy_bonus(entropy, alpha=config.alpha, delta=config.delta, scale=config.scale)
+    return jnp.where(replaced, bonus, values), replaced
 
 
 def _region_weights(config: AlgorithmConfig, regions, inside, old_entropy, region_entropy, progress) -> Array:
@@ -106,9 +106,9 @@ def _region_weights(config: AlgorithmConfig, regions, inside, old_entropy, regio
     if config.region_weighting != "fixed":
         if region_entropy is None:
             region_entropy = adv.region_entropy(old_entropy, regions, inside).mean()
-        initial = adv.entropy_region_weights(region_entropy, kind=config.region_weighting)
+        by_entropy = adv.entropy_region_weights(region_entropy, kind=config.region_weighting)
         # Entropy says nothing about text that is no region: it keeps the weight of the table.
-        initial = initial.at[Region.OUTSIDE].set(config.region_weights.outside)
+        initial = by_entropy.at[Region.OUTSIDE].set(config.region_weights.outside)
     return adv.rest_weights(
         regions,
         inside,
