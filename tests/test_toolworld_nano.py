@@ -118,8 +118,8 @@ def test_a_value_is_the_same_tokens_wherever_it_stands(tokenizer, value):
 
 
 def test_samples_are_short(tokenizer):
-    """Bounds a little above what was measured: 112, 243, 258 and 65 tokens."""
-    bounds = {"single": 120, "sequential": 260, "parallel": 275, "irrelevant": 70}
+    """Bounds a little above what was measured: 122, 243, 249 and 65 tokens."""
+    bounds = {"single": 130, "sequential": 260, "parallel": 275, "irrelevant": 70}
     medians, longest = {}, 0
     for kind in KINDS:
         records = [to_record(task) for task in generate_tasks(60, seed=12, kinds=[kind])]

@@ -62,15 +62,8 @@ def _turns(task: Task) -> list[range]:
 
 
 def _calling_thought(task: Task, turn: range) -> str:
-    names = [task.reference[i].name for i in turn]
-    if task.kind == "single":
-        thought = f"{names[0]} serves this request."
-    elif task.kind == "sequential":
-        thought = f"step {turn[0] + 1}: {task.subtasks[turn[0]]}."
-    else:
-        steps = "\n".join(f"step {i + 1}: {task.subtasks[i]}." for i in turn)
-        thought = f"{steps}\nno step needs another."
-    return _think(thought)
+    steps = "\n".join(f"step {i + 1}: {task.subtasks[i]}." for i in turn)
+    return _think(steps + ("\nno step needs another." if task.kind == "parallel" else ""))
 
 
 def _calling_message(task: Task, turn: range, thought: str, call_format: CallFormat) -> dict[str, Any]:
