@@ -24,9 +24,13 @@ def main() -> None:
         SFTConfig, sys.argv[1:], description=__doc__ or "", default_config=default_config
     )
     prepare_devices(config.mesh)
+    import jax
+
     from dcore_jax.sft import summary, train
 
-    print(summary(train(config)))
+    result = train(config)
+    if jax.process_index() == 0:
+        print(summary(result))
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def export_decoder(
     finally:
         if writes:
             shutil.rmtree(partial, ignore_errors=True)
-    if jax.process_count() > 1:
+    if not all(value.is_fully_addressable for value in jax.tree.leaves(parameter_values(decoder))):
         multihost_utils.sync_global_devices("dcore_jax export")
     return out
 

@@ -1,0 +1,330 @@
+"""Whole SFT runs: killed and resumed, stopped and resumed, several processes, and every mistake in one line."""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from dcore_jax import UserError, load_hf
+from dcore_jax.config import read_config, write_config
+from dcore_jax.metrics import read_metrics
+from dcore_jax.sft import SFTConfig, summary, train, trained_decoder
+from dcore_jax.sft.config import CheckpointConfig, ComputeConfig, NanoConfig, OptimizerConfig, PackingConfig
+from dcore_jax.weights import export_decoder
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+STEPS = 20
+CONFIG = SFTConfig(
+    model="nano",
+    data=("toolworld",),
+    mesh="1",
+    steps=STEPS,
+    epochs=4,
+    rows=8,
+    packing=PackingConfig(length=384),
+    optimizer=OptimizerConfig(learning_rate=3e-3, ema_decay=0.9),
+    compute=ComputeConfig(dtype="float32", remat="none"),
+    checkpoint=CheckpointConfig(every=4),
+    nano=NanoConfig(hidden=64, layers=1, tasks=80, subtasks=2),
+)
+ENVIRONMENT = {**os.environ, "PYTHONUNBUFFERED": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+ENVIRONMENT.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
+ENVIRONMENT.pop("NPROC", None)  # as a user's shell has it
+
+
+def start(output, *flags, config, environment=ENVIRONMENT):
+    command = [
+        sys.executable,
+        str(SCRIPTS / "train_sft.py"),
+        "--config",
+        str(config),
+        "--output",
+        str(output),
+        *flags,
+    ]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process):
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, text
+    return text
+
+
+def wait_for_step(output, step, process):
+    while not (output / "metrics.jsonl").exists() or len(read_metrics(output / "metrics.jsonl")) < step:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "sft.yaml"
+    write_config(CONFIG, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, config_file):
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    return output, finish(start(output, config=config_file))
+
+
+def losses(output):
+    rows = read_metrics(output / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    return [row["loss"] for row in rows]
+
+
+def exported(output, folder, ema=False):
+    decoder, source = trained_decoder(output, ema=ema)
+    out = export_decoder(decoder, folder, source=source)
+    return {name: x.tobytes() for name, x in load_file(out / "model.safetensors").items()}
+
+
+def test_a_run_learns_and_closes_with_a_table_and_a_curve(uninterrupted):
+    output, text = uninterrupted
+    found = losses(output)
+    assert found[-1] < 0.8 * found[0]
+    for line in ("steps         20 of 20", "packing fill", "host memory", "checkpoint", "curve", "samples"):
+        assert line in text
+    assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
+    row = read_metrics(output / "metrics.jsonl")[3]
+    assert {
+        "step",
+        "loss",
+        "learning_rate",
+        "tokens_per_second",
+        "loss_tokens_per_second",
+        "packing_fill",
+    } <= set(row)
+    assert read_config(SFTConfig, output / "config.yaml").nano == CONFIG.nano
+    assert json.loads((output / "data.json").read_text())["rejected"] == {}
+
+
+def test_killed_and_terminated_at_random_steps_and_resumed_it_equals_the_uninterrupted_run(
+    uninterrupted, config_file, tmp_path
+):
+    output, _ = uninterrupted
+    again = tmp_path / "again"
+    rng = random.Random(time.time_ns())
+    kill_at, stop_at = rng.randint(5, 9), rng.randint(11, 16)
+    process = start(again, config=config_file)
+    wait_for_step(again, kill_at, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+    process = start(again, config=config_file)
+    wait_for_step(again, stop_at, process)
+    process.send_signal(signal.SIGTERM)
+    text = finish(process)
+    assert "resuming" in text
+    assert "SIGTERM: saved step" in text
+
+    text = finish(start(again, config=config_file))
+    assert "resuming" in text
+    message = f"killed after step {kill_at}, stopped after step {stop_at}"
+    assert losses(again) == losses(output), message
+    assert exported(again, tmp_path / "a") == exported(output, tmp_path / "b"), message
+    assert exported(again, tmp_path / "c", ema=True) == exported(output, tmp_path / "d", ema=True), message
+    assert exported(again, tmp_path / "e") != exported(again, tmp_path / "f", ema=True)
+
+
+def test_two_processes_of_four_devices_train_as_one(uninterrupted, config_file, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    output = tmp_path / "two"
+    processes = []
+    for index in range(2):
+        environment = {
+            **ENVIRONMENT,
+            "DCORE_COORDINATOR": f"127.0.0.1:{port}",
+            "DCORE_PROCESSES": "2",
+            "DCORE_PROCESS_ID": str(index),
+            "JAX_PLATFORMS": "cpu",
+        }
+        processes.append(start(output, "--mesh", "8", config=config_file, environment=environment))
+    texts = [finish(process) for process in processes]
+    assert "8 x cpu (fsdp 8)" in texts[0]
+    assert "steps" not in texts[1]  # one process speaks
+    np.testing.assert_allclose(losses(output), losses(uninterrupted[0]), atol=1e-4)
+
+
+def test_a_finished_run_started_again_does_nothing(uninterrupted):
+    output, _ = uninterrupted
+    result = train(dataclasses.replace(CONFIG, output=str(output)))
+    assert (result.step, result.first_loss) == (STEPS, None)
+    assert "steps         20 of 20" in summary(result)
+    assert len(losses(output)) == STEPS
+
+
+def test_the_export_gives_the_logits_of_the_run(uninterrupted, tmp_path):
+    import torch
+    import transformers
+
+    output, _ = uninterrupted
+    decoder, source = trained_decoder(output)
+    out = export_decoder(decoder, tmp_path / "hf", source=source)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], add_generation_prompt=True)[
+        "input_ids"
+    ]
+    tokens = np.asarray(ids, np.int32)[None]
+    np.testing.assert_array_equal(load_hf(out)(tokens), decoder(tokens))
+    reference = transformers.AutoModelForCausalLM.from_pretrained(out)
+    with torch.no_grad():
+        np.testing.assert_allclose(decoder(tokens), reference(torch.tensor(tokens).long()).logits, atol=1e-4)
+
+
+def test_a_changed_config_is_refused_by_name_and_the_mesh_may_change(uninterrupted):
+    output, _ = uninterrupted
+    changed = dataclasses.replace(
+        CONFIG, output=str(output), rows=4, optimizer=OptimizerConfig(learning_rate=1e-3)
+    )
+    with pytest.raises(
+        UserError, match=r"rows: 8 -> 4; optimizer.learning_rate: 0.003 -> 0.001; optimizer.ema_decay"
+    ):
+        train(changed)
+    assert train(dataclasses.replace(CONFIG, output=str(output), mesh="2")).step == STEPS
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_batch_saved(tmp_path):
+    config = dataclasses.replace(
+        CONFIG, output=str(tmp_path), optimizer=OptimizerConfig(learning_rate=1e38, clip_norm=0.0, warmup=0.0)
+    )
+    with pytest.raises(UserError, match=r"step \d+: loss .* not both finite; the batch is in") as error:
+        train(config)
+    saved = next(tmp_path.glob("nonfinite_step_*.npz"))
+    assert str(saved) in str(error.value)
+    assert np.load(saved)["tokens"].shape == (8, 384)
+
+
+@pytest.fixture(scope="module")
+def nano_folder(uninterrupted):
+    return next((uninterrupted[0] / "embedded").glob("nano-*"))
+
+
+def _edit_json(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def _no_template(folder):
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    fields = json.loads((folder / "tokenizer_config.json").read_text())
+    fields.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields))
+
+
+def _edit_tensor(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name] = change(tensors[name].copy())
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def _nan(x):
+    x[0, 0] = np.nan
+    return x
+
+
+@pytest.mark.parametrize(
+    ("spoil", "changes", "message"),
+    [
+        (None, {"model": ""}, "no model: give --model"),
+        (None, {"data": ()}, "no data: give --data"),
+        (None, {"model": "no/such/folder/here"}, "no such folder"),
+        (None, {"data": ("missing.jsonl",)}, "missing.jsonl"),
+        (None, {"mesh": "64"}, "mesh 64 needs 64 devices, 8 found"),
+        (None, {"mesh": "fsdp=2,pipeline=2"}, "mesh axis 'pipeline' is unknown"),
+        (None, {"mesh": "data=zero"}, "needs a positive whole number"),
+        (None, {"mesh": "3"}, "rows=8 in 1 microbatches of 8 cannot be split over 3 devices"),
+        (None, {"mesh": "tensor=4"}, "does not divide num_attention_heads=2"),
+        (None, {"steps": 10_000}, "steps=10000, but 4 epochs of the data are"),
+        (_no_template, {}, "chat template"),
+        (lambda f: (f / "tokenizer.json").unlink(), {}, "tokenizer"),
+        (lambda f: _edit_tensor(f, _nan), {}, "NaN or infinite values in model.layers.0.mlp.up_proj.weight"),
+        (lambda f: _edit_tensor(f, lambda x: x.astype(np.int32)), {}, "has dtype I32"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(b"\x10" * 64),
+            {},
+            "truncated or no safetensors file",
+        ),
+        (lambda f: _edit_json(f / "config.json", vocab_size=64), {}, "vocab_size 64"),
+        (
+            lambda f: _edit_json(f / "config.json", model_type="gpt2"),
+            {},
+            "model_type 'gpt2' is not supported",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_no_checkpoint(spoil, changes, message, nano_folder, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(nano_folder, model)
+    if spoil is not None:
+        spoil(model)
+    output = tmp_path / "run"
+    config = dataclasses.replace(CONFIG, **{"model": str(model), "output": str(output), **changes})
+    with pytest.raises(UserError) as error:
+        train(config)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not list(output.glob("checkpoints/[0-9]*"))
+
+
+def test_strict_stops_at_the_first_bad_record_naming_file_and_line(nano_folder, tmp_path):
+    path = tmp_path / "records.jsonl"
+    good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    path.write_text(json.dumps(good) + "\n{broken\n")
+    config = dataclasses.replace(
+        CONFIG, model=str(nano_folder), data=(str(path),), output=str(tmp_path / "run"), strict=True
+    )
+    with pytest.raises(UserError, match=r"records.jsonl:2"):
+        train(config)
+
+
+def test_a_script_prints_one_line_and_exits_1(tmp_path, config_file):
+    process = start(tmp_path / "run", "--mesh", "8,8", config=config_file)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert text.strip().startswith("error: mesh")
+    assert len(text.strip().splitlines()) == 1
+
+
+def test_a_full_disk_at_checkpoint_time_is_one_line_and_keeps_the_older_checkpoint(config_file, tmp_path):
+    """Files of this process may not grow past 100 kB, which the metrics stay under and a checkpoint does not."""
+    code = f"""
+import resource, runpy, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+sys.argv = ["train_sft.py", "--config", {str(config_file)!r}, "--output", {str(tmp_path / "run")!r}]
+runpy.run_path({str(SCRIPTS / "train_sft.py")!r}, run_name="__main__")
+"""
+    # The embedded model must exist already: it is larger than the limit.
+    from dcore_jax.sft.embedded import embedded_data, embedded_model
+
+    embedded_model(tmp_path / "run" / "embedded", CONFIG.nano, CONFIG.seed)
+    embedded_data(tmp_path / "run" / "embedded", CONFIG.nano, CONFIG.seed)
+    environment = {**ENVIRONMENT, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1, done.stderr
+    assert last.startswith("error:")
+    assert "the checkpoint could not be written" in last
+    assert not [p for p in (tmp_path / "run" / "checkpoints").glob("*") if p.name.isdigit()]
