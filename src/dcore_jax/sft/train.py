@@ -86,7 +86,10 @@ def train(config: SFTConfig) -> SFTResult:
             run = _Run(config, mesh, folder, total)
             state, batches = _start_or_resume(config, run, store, checkpoints, folder, mesh, say)
             say(_header(config, run, mesh, total, int(state.step)))
-            return _loop(config, run, state, batches, checkpoints, output, folder, say)
+            try:
+                return _loop(config, run, state, batches, checkpoints, output, folder, say)
+            finally:
+                batches.close()  # its prefetch thread
 
 
 class _Run:
@@ -234,8 +237,8 @@ class _Watch:
         if jax.process_index() == 0:
             np.savez_compressed(path, **packed._asdict())
         raise UserError(
-            f"step {step}: loss {row['loss']:.4g} and gradient norm {row['gradient_norm']:.4g} are not both finite; the batch is in "
-            f"{path}, the last checkpoint is good"
+            f"step {step}: loss {row['loss']:.4g} and gradient norm {row['gradient_norm']:.4g} are not both finite; "
+            f"the batch is in {path}, the last checkpoint is good"
         )
 
 
@@ -418,7 +421,8 @@ def _write_or_compare_config(config: SFTConfig, output: Path) -> None:
 def _header(config: SFTConfig, run: _Run, mesh: Mesh, total: int, step: int) -> str:
     model, device = run.model_config, jax.devices()[0]
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "1 device"
-    what = f"{model.model_type} with {model.num_parameters:,} parameters, {config.compute.dtype} on {mesh.size} x {device.device_kind} ({axes})"
+    devices = f"{mesh.size} x {device.device_kind} ({axes})"
+    what = f"{model.model_type} with {model.num_parameters:,} parameters, {config.compute.dtype} on {devices}"
     batch = f"{config.rows} rows of {config.packing.length:,} tokens a step, {config.loss_mask} mask"
     return f"model     {what}\nbatch     {batch}\nsteps     {total - step:,} to go of {total:,}, into {config.output}"
 
