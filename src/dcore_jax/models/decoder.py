@@ -85,14 +85,15 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
         # Gathered over fsdp here, after the cast, so that the wire carries the compute dtype.
         kernel = constrain(self.kernel.get_value().astype(x.dtype), *self.split)
-        y = x @ kernel
+        # One token axis: for the kernel's gradient, a product over two axes would make XLA's CPU backend transpose a copy first.
+        y = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias.get_value().astype(x.dtype)
 
 
 class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, compute: Compute, rngs: nnx.Rngs):
         D, C, std = config.hidden_size, config.head_dim, config.initializer_range
-        into = {
+        into: dict[str, Any] = {
             "split": (None, "heads"),
             "bias": config.qkv_bias,
             "std": std,
@@ -129,7 +130,8 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     def __init__(self, config: ModelConfig, compute: Compute, rngs: nnx.Rngs):
         D, F = config.hidden_size, config.intermediate_size
-        rest = {"bias": config.mlp_bias, "std": config.initializer_range, "compute": compute, "rngs": rngs}
+        rest: dict[str, Any] = {"bias": config.mlp_bias, "std": config.initializer_range}
+        rest |= {"compute": compute, "rngs": rngs}
         self.gate = Linear(D, F, split=(None, "mlp"), **rest)
         self.up = Linear(D, F, split=(None, "mlp"), **rest)
         self.down = Linear(F, D, split=("mlp", None), **rest)

@@ -5,13 +5,9 @@
          loss.png          the curve                      embedded/       the nano model and data, where asked for
 """
 
-import contextlib
-import fcntl
 import json
 import resource
-import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from dcore_jax.checkpoint import Checkpoints, abstract
-from dcore_jax.config import config_to_dict, differences, read_config, write_config
+from dcore_jax.config import config_to_dict, read_config
 from dcore_jax.data import load_samples
 from dcore_jax.data.packing import PackedBatch, count_batches, packed_batches, packing_fill
 from dcore_jax.data.store import SampleStore
@@ -36,6 +32,7 @@ from dcore_jax.mesh import BATCH_AXES, make_mesh, put_global
 from dcore_jax.metrics import MetricLog, peak_flops, training_flops
 from dcore_jax.models import Compute, Decoder, abstract_decoder, read_model_config
 from dcore_jax.plots import plot_loss
+from dcore_jax.run_folder import only_run_in, sigterm, write_or_compare_config
 from dcore_jax.sft.config import SFTConfig
 from dcore_jax.sft.embedded import NANO, TOOLWORLD, embedded_data, embedded_model
 from dcore_jax.sft.step import (
@@ -76,8 +73,8 @@ def train(config: SFTConfig) -> SFTResult:
     mesh = make_mesh(config.mesh)
     _check_rows(config, mesh)
     output = Path(config.output)
-    with _only_run_in(output):
-        _write_or_compare_config(config, output)
+    with only_run_in(output):
+        write_or_compare_config(config, output)
         folder, files = _model_and_data(config, output)
         store = _load_data(config, folder, files, output, say)
         total = _total_steps(config, store)
@@ -109,7 +106,7 @@ class _Run:
         self.schedule = learning_rate_schedule(config.optimizer, total_steps)
         self.optimizer = make_optimizer(config.optimizer, self.schedule)
         where = shardings(self.model_config, mesh)
-        everywhere = NamedSharding(mesh, P())
+        everywhere: Any = NamedSharding(mesh, P())
         state = jax.eval_shape(lambda p: self.new_state(p, config), shapes)
         self.where = TrainState(
             params=where,
@@ -149,7 +146,7 @@ def _loop(config, run: _Run, state: TrainState, batches, checkpoints, output, fo
     )
     saved, pending, stopped = start, None, False
     try:
-        with _sigterm() as asked_to_stop:
+        with sigterm() as asked_to_stop:
             while step < run.total and not stopped:
                 packed = next(batches, None)
                 if packed is None:
@@ -406,18 +403,6 @@ def _total_steps(config: SFTConfig, store: SampleStore) -> int:
     return config.steps or in_data
 
 
-def _write_or_compare_config(config: SFTConfig, output: Path) -> None:
-    path = output / "config.yaml"
-    if path.exists():
-        changed = differences(read_config(SFTConfig, path), config)
-        if changed:
-            raise UserError(
-                f"{output} holds a run with another config ({'; '.join(changed)}); give another --output"
-            )
-    elif jax.process_index() == 0:
-        write_config(config, path)
-
-
 def _header(config: SFTConfig, run: _Run, mesh: Mesh, total: int, step: int) -> str:
     model, device = run.model_config, jax.devices()[0]
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "1 device"
@@ -425,43 +410,6 @@ def _header(config: SFTConfig, run: _Run, mesh: Mesh, total: int, step: int) -> 
     what = f"{model.model_type} with {model.num_parameters:,} parameters, {config.compute.dtype} on {devices}"
     batch = f"{config.rows} rows of {config.packing.length:,} tokens a step, {config.loss_mask} mask"
     return f"model     {what}\nbatch     {batch}\nsteps     {total - step:,} to go of {total:,}, into {config.output}"
-
-
-@contextlib.contextmanager
-def _only_run_in(output: Path) -> Iterator[None]:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be made ({error.strerror})") from None
-    if jax.process_index() != 0:
-        yield
-        return
-    with (output / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{output}: another process is training in it; wait for it or give another --output"
-            ) from None
-        yield
-
-
-@contextlib.contextmanager
-def _sigterm() -> Iterator[Any]:
-    """Yields `asked(step)`: True once SIGTERM has come, at the same step in every process."""
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point  # jax.distributed listens for SIGTERM itself
-        return
-    asked: list[int] = []
-    try:
-        before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
-    except ValueError:  # not the main thread, as in some notebooks: whoever owns the signal keeps it
-        yield lambda step: False
-        return
-    try:
-        yield lambda step: bool(asked)
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def peak_host_memory() -> int:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from dcore_jax.errors import UserError
 from dcore_jax.models import Decoder, ModelConfig
 from dcore_jax.weights.load import _DTYPES, Tensors, local_folder
-from dcore_jax.weights.names import EMBEDDING, LM_HEAD, parameter_values, parameters
+from dcore_jax.weights.names import EMBEDDING, LM_HEAD, Parameter, parameter_values, parameters
 
 # Everything of a source folder that is neither weights nor their index travels along.
 _COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*")
@@ -37,7 +37,9 @@ def hf_tensors(decoder: Decoder, *, dtype: Any = None) -> Iterator[tuple[str, np
     """
     values, config = parameter_values(decoder), decoder.config
     rows = parameters(config)
-    order = [(row, None) for row in rows if not row.stacked and row.path == ("embedding",)]
+    order: list[tuple[Parameter, int | None]] = [
+        (row, None) for row in rows if not row.stacked and row.path == ("embedding",)
+    ]
     order += [(row, layer) for layer in range(config.num_layers) for row in rows if row.stacked]
     order += [(row, None) for row in rows if not row.stacked and row.path != ("embedding",)]
     for row, layer in order:

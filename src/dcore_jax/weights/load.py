@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +132,8 @@ def load_decoder(
             where = dict(nnx.to_flat_state(shardings(config, mesh)))
         else:
             where = {row.path: nnx.Param(SingleDeviceSharding(jax.devices()[0])) for row in rows}
-        values, broken = {}, []
+        values: dict[tuple[str, ...], jax.Array] = {}
+        broken: list[str] = []
         for row in tqdm(rows, desc="loading", unit="tensor", disable=not progress, leave=False):
             value = _read_parameter(row, tensors, shapes[row.path], where[row.path].get_value())
             values[row.path] = value
@@ -195,7 +197,7 @@ def _some(problems: list[str], most: int = 8) -> str:
 def _read_parameter(
     row: Parameter, tensors: Tensors, abstract: jax.ShapeDtypeStruct, where: jax.sharding.Sharding
 ):
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
+    def shard(index: Any) -> np.ndarray:
         starts = [s.indices(n) for s, n in zip(index, abstract.shape)]
         out = np.empty([stop - start for start, stop, _ in starts], abstract.dtype)
         if not row.stacked:
@@ -224,9 +226,10 @@ def _finite(x: jax.Array) -> jax.Array:
 
 def _non_finite(row: Parameter, value: jax.Array, num_layers: int) -> Iterator[str]:
     finite = _finite(value)
-    if not jax.device_get(jax.jit(jnp.all)(finite)):
-        where = (
-            np.flatnonzero(~np.asarray(jax.jit(lambda x: x)(finite))) if finite.is_fully_addressable else []
-        )
-        names = row.tensor_names(num_layers)
-        yield from [names[i] for i in where] if row.stacked and len(where) else [row.tensor.format(layer="*")]
+    if jax.device_get(jax.jit(jnp.all)(finite)):
+        return
+    names = row.tensor_names(num_layers)
+    if row.stacked and finite.is_fully_addressable:
+        yield from (names[i] for i in np.flatnonzero(~np.asarray(finite)))
+    else:
+        yield row.tensor.format(layer="*")

@@ -4,8 +4,10 @@ A row says where a parameter lives in the Decoder, what its tensor is called, wh
 linear weights as [outputs, inputs]) and which logical axes it has. A stacked parameter holds one tensor per layer.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 from jax.sharding import Mesh
@@ -91,12 +93,13 @@ def shardings(config: ModelConfig, mesh: Mesh) -> nnx.State:
     return state_from_rows({row.path: sharding(mesh, row.logical) for row in parameters(config)})
 
 
-def state_from_rows(values: dict[tuple[str, ...], object]) -> nnx.State:
+def state_from_rows(values: Mapping[tuple[str, ...], Any]) -> nnx.State:
     """An nnx.State from values by path."""
-    return nnx.State.from_flat_path({path: nnx.Param(value) for path, value in values.items()})
+    flat: Any = {path: nnx.Param(value) for path, value in values.items()}
+    return nnx.State.from_flat_path(flat)
 
 
-def parameter_values(decoder: Decoder) -> dict[tuple[str, ...], object]:
+def parameter_values(decoder: Decoder) -> dict[Any, Any]:
     """The decoder's parameters (arrays, or shapes of an abstract decoder) by path."""
     return {path: leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(decoder, nnx.Param))}
 
