@@ -25,7 +25,7 @@ def small_tiles(monkeypatch):
 
 
 def shrink(patch):
-    patch.setattr(tiles, "TOKEN_BLOCK", 8)
+    patch.setattr(tiles, "TOKEN_BLOCK", {"cpu": 8})
     patch.setattr(tiles, "TILE_ENTRIES", {"cpu": 8 * 128})
     patch.setattr(pallas, "TILES", {"cpu": pallas.Tile(8, 128, 16)})
 

@@ -23,7 +23,7 @@ def small_tiles(monkeypatch):
 
 
 def shrink(patch):
-    patch.setattr(tiles, "TOKEN_BLOCK", 8)
+    patch.setattr(tiles, "TOKEN_BLOCK", {"cpu": 8})
     patch.setattr(tiles, "MIN_ROWS", 8)
     patch.setattr(tiles, "ROW_ENTRIES", {"cpu": 1})
     patch.setattr(tiles, "TILE_ENTRIES", {"cpu": 8 * 128})

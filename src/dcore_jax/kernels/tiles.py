@@ -1,4 +1,4 @@
-"""Arithmetic that every implementation shares, and the block sizes, which were chosen by measurement (docs/kernels.md)."""
+"""Arithmetic that every implementation shares, and the block sizes (docs/kernels.md has the measurements)."""
 
 from typing import NamedTuple
 
@@ -8,8 +8,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 # A tile of logits is [TOKEN_BLOCK, vocabulary block] float32, at most TILE_ENTRIES entries.
-TOKEN_BLOCK = 4096
-TILE_ENTRIES = {"cpu": 16 * 2**20, "gpu": 128 * 2**20, "tpu": 32 * 2**20}
+TOKEN_BLOCK = {"cpu": 1024, "gpu": 4096, "tpu": 4096}
+TILE_ENTRIES = {"cpu": 4 * 2**20, "gpu": 128 * 2**20, "tpu": 32 * 2**20}
 # cross_entropy holds whole rows of logits, [rows, vocab] float32: at most ROW_ENTRIES entries, but MIN_ROWS rows.
 ROW_ENTRIES = {"cpu": 80 * 2**20, "gpu": 512 * 2**20, "tpu": 128 * 2**20}
 MIN_ROWS = 128
@@ -106,13 +106,12 @@ def dot(
 
 def token_block(tokens: int) -> int:
     """Tokens of one tile."""
-    return min(tokens, TOKEN_BLOCK)
+    return min(tokens, _here(TOKEN_BLOCK))
 
 
 def vocab_block(tokens: int, vocab: int) -> int:
     """Columns of one tile: a multiple of LANES that keeps the tile within TILE_ENTRIES, or the whole vocabulary."""
-    budget = TILE_ENTRIES.get(jax.default_backend(), TILE_ENTRIES["cpu"])
-    columns = budget // max(1, token_block(tokens))
+    columns = _here(TILE_ENTRIES) // max(1, token_block(tokens))
     return min(vocab, max(LANES, columns // LANES * LANES))
 
 
@@ -131,6 +130,10 @@ def over_blocks(length: int, block: int, body, carry):
 
 def cross_entropy_block(tokens: int, vocab: int) -> int:
     """Tokens of one block of whole rows of logits: a power of two within ROW_ENTRIES, or all tokens."""
-    budget = ROW_ENTRIES.get(jax.default_backend(), ROW_ENTRIES["cpu"])
-    block = 1 << max(MIN_ROWS, budget // vocab).bit_length() - 1
+    block = 1 << max(MIN_ROWS, _here(ROW_ENTRIES) // vocab).bit_length() - 1
     return max(1, min(token_block(tokens), block))
+
+
+def _here(sizes: dict[str, int]) -> int:
+    """The entry for the default backend; that of `cpu` for a backend without one."""
+    return sizes.get(jax.default_backend(), sizes["cpu"])
