@@ -29,7 +29,7 @@ $(VENV)/.core $(VENV)/.test: pyproject.toml | $(BIN)/python
 	@touch $@
 
 demo: $(VENV)/.core
-	@$(BIN)/python scripts/demo.py
+	@$(BIN)/python scripts/demo.py $(if $(FRESH),--fresh)
 
 lint: $(VENV)/.test
 	@$(BIN)/ruff check .

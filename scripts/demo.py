@@ -25,8 +25,9 @@ def main() -> None:
     started = time.perf_counter()
     print("1. A small random Qwen3, sample data from the tool world, packed SFT on 8 virtual devices")
     prepare_devices(config.mesh)
+    from dcore_jax.evaluation import solve_held_out
     from dcore_jax.sft import summary, train
-    from dcore_jax.sft.check import check_export, solve_held_out
+    from dcore_jax.sft.check import check_export
 
     result = train(config)
     print(f"\n{summary(result)}")

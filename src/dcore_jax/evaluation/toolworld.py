@@ -6,13 +6,16 @@ any order for the others, none for irrelevant ones.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from dcore_jax import load_hf
 from dcore_jax.calls import Call, CallFormat, calls_equal, parse_response, render_calls
 from dcore_jax.engines.engine import Request, Sample, SamplingParams
-from dcore_jax.toolworld import Task, ToolWorld
+from dcore_jax.engines.native import NativeEngine
+from dcore_jax.toolworld import Task, ToolWorld, generate_tasks
 
 
 @dataclass(frozen=True)
@@ -120,3 +123,22 @@ def accuracy_table(attempts: Sequence[Attempt]) -> str:
 
 def _share(attempts: Sequence[Attempt]) -> float:
     return sum(attempt.solved for attempt in attempts) / max(len(attempts), 1)
+
+
+def solve_held_out(model: Path, *, tasks: int, subtasks: int = 2, shown: int = 3, seed: int = 0) -> str:
+    """Greedy answers to held-out tool-world tasks: a table of what was solved, and a few answers to read."""
+    from transformers import AutoTokenizer
+
+    decoder, tokenizer = load_hf(model), AutoTokenizer.from_pretrained(model)
+    engine = NativeEngine(decoder, slots=32, max_length=1024, eos_token_ids=(tokenizer.eos_token_id,))
+    items = generate_tasks(tasks, seed=seed, split="test", subtasks=(1, subtasks))
+    attempts = solve(items, engine.generate, tokenizer, progress=True)
+    engine.close()
+    lines = [accuracy_table(attempts)]
+    for attempt in attempts[:shown]:
+        wanted = (
+            ", ".join(f"{call.name}({dict(call.arguments)})" for call in attempt.task.reference) or "no call"
+        )
+        lines += [f"\nasked     {attempt.task.query}", f"wanted    {wanted}"]
+        lines += [f"answered  {' '.join(turn.split())}" for turn in attempt.turns]
+    return "\n".join(lines)
