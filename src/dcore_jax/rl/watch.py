@@ -1,0 +1,212 @@
+"""What a step says of itself: the row of metrics.jsonl, the rows of rollouts.jsonl, entropies by token."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from dcore_jax.advantages import region_entropy
+from dcore_jax.algorithms import PolicyBatch
+from dcore_jax.calls import parse_response
+from dcore_jax.losses import PolicySums, add_policy_sums, engine_gap, policy_metrics
+from dcore_jax.metrics import read_metrics
+from dcore_jax.regions import Region
+from dcore_jax.rewards import count_reflections
+from dcore_jax.rl.batch import Padded
+from dcore_jax.rl.rollouts import Rollout, StepRollouts
+from dcore_jax.rl.step import UpdateMetrics
+
+
+class Scored(NamedTuple):
+    """A step's samples with all that the trainer has computed of them; host arrays, `[responses, tokens]` but for `padded`."""
+
+    padded: Padded
+    regions: Int[np.ndarray, "responses tokens"]
+    old_logprobs: Float[np.ndarray, "responses tokens"]
+    old_entropy: Float[np.ndarray, "responses tokens"]
+    policy: PolicyBatch
+
+
+def rollout_metrics(rollouts: StepRollouts, call_format: str) -> dict[str, Any]:
+    """Rewards, lengths, thoughts and groups of a step, before anything was trained on it."""
+    every = [rollout for group in rollouts.groups for rollout in group]
+    parsed = [parse_response(rollout.text, call_format) for rollout in every]
+    thoughts = [p.thought for p in parsed if p.thought is not None]
+    spread = [
+        float(np.std([r.score for r in group], ddof=min(1, len(group) - 1))) for group in rollouts.groups
+    ]
+    parts = sorted({name for rollout in every for name in rollout.reward.parts})
+    return {
+        "reward": _mean(r.reward.total for r in every),
+        **{f"reward_{name}": _mean(r.reward.parts.get(name, 0.0) for r in every) for name in parts},
+        **({"overlong_penalty": _mean(r.penalty for r in every)} if any(r.penalty for r in every) else {}),
+        "correct": _mean(r.correct for r in every),
+        **_by_category("reward", every, lambda r: r.reward.total),
+        "zero_variance_groups": _mean(s < 1e-6 for s in spread),
+        "group_reward_std": [round(s, 6) for s in spread],
+        "sampling_rounds": rollouts.rounds,
+        "flat_groups_dropped": rollouts.flat_dropped,
+        "unreadable_calls": _mean(p.calls is None for p in parsed),
+        "reflections_per_thought": _mean(count_reflections(t) for t in thoughts) if thoughts else 0.0,
+        "thoughts": len(thoughts),
+        "response_length": _mean(len(r.sample.ids) for r in every),
+        "response_length_max": max(len(r.sample.ids) for r in every),
+        "truncated": _mean(r.sample.finish_reason == "length" for r in every),
+        "weight_version": min(r.sample.weight_version for r in every),
+    }
+
+
+def token_metrics(scored: Scored) -> dict[str, Any]:
+    """Advantages, entropies by region, and how far the engine's log-probabilities are from the trainer's."""
+    inside, policy = scored.padded.sequences.mask, scored.policy
+    used = np.asarray(policy.mask)
+    advantages = np.asarray(policy.advantages)[used]
+    replaced = np.asarray(policy.replaced)[used]
+    regions = region_entropy(scored.old_entropy, scored.regions, inside)
+    means, counts = np.asarray(regions.mean()), np.asarray(regions.tokens)
+    gap = engine_gap(scored.old_logprobs, scored.padded.engine_logprobs, inside)
+    return {
+        "advantage_mean": _mean(advantages),
+        "advantage_std": float(np.std(advantages)) if advantages.size else 0.0,
+        "advantage_replaced": _mean(replaced),
+        "entropy": _mean(scored.old_entropy[inside]),
+        **{f"entropy_{r.name.lower()}": float(means[r]) for r in Region if counts[r]},
+        "engine_gap_mean": float(gap.mean_abs),
+        "engine_gap_max": float(gap.largest),
+        "engine_gap_ess": float(gap.ess),
+    }
+
+
+def update_metrics(updates: Sequence[UpdateMetrics]) -> dict[str, Any]:
+    """Means over a step's updates; clip fractions, ratios and KL over all of their tokens."""
+    sums: PolicySums = updates[0].sums
+    for update in updates[1:]:
+        sums = add_policy_sums(sums, update.sums)
+    norms = [float(update.gradient_norm) for update in updates]
+    return {
+        "loss": _mean(float(update.loss) for update in updates),
+        "gradient_norm": _mean(norms),
+        "gradient_norm_max": max(norms),
+        **{name: float(value) for name, value in policy_metrics(sums)._asdict().items()},
+    }
+
+
+def rollout_rows(step: int, rollouts: StepRollouts, scored: Scored) -> Iterable[dict[str, Any]]:
+    """One row for each response, for rollouts.jsonl."""
+    policy = scored.policy
+    advantages, replaced, mask = (np.asarray(x) for x in (policy.advantages, policy.replaced, policy.mask))
+    row = 0
+    for number, group in enumerate(rollouts.groups):
+        for rollout in group:
+            values = advantages[row][mask[row]]
+            yield {
+                "step": step,
+                "group": number,
+                "origin": rollout.prompt.question.origin,
+                "category": rollout.prompt.question.category,
+                "prompt": rollout.prompt.text,
+                "response": rollout.text,
+                "reward": rollout.reward.total,
+                "reward_parts": dict(rollout.reward.parts),
+                "overlong_penalty": rollout.penalty,
+                "correct": rollout.correct,
+                "unreadable": rollout.reward.error,
+                "advantage_mean": _mean(values),
+                "advantage_min": float(values.min()) if values.size else 0.0,
+                "advantage_max": float(values.max()) if values.size else 0.0,
+                "advantage_replaced": _mean(replaced[row][mask[row]]),
+                "tokens": len(rollout.sample.ids),
+                "finish_reason": rollout.sample.finish_reason,
+                "weight_version": rollout.sample.weight_version,
+            }
+            row += 1
+
+
+def evaluation_row(step: int, answers: Sequence[Rollout]) -> dict[str, Any]:
+    """Greedy answers to the fixed prompts: mean reward and share that is exactly right, in all and by category."""
+    return {
+        "step": step,
+        "prompts": len(answers),
+        "reward": _mean(r.reward.total for r in answers),
+        "correct": _mean(r.correct for r in answers),
+        **_by_category("reward", answers, lambda r: r.reward.total),
+        **_by_category("correct", answers, lambda r: float(r.correct)),
+    }
+
+
+class StepLog:
+    """Appends JSON rows with a `step`; after a resume at `last_step` the rows of later steps are dropped first."""
+
+    def __init__(self, path: Path, last_step: int):
+        if path.exists():
+            partial = path.with_suffix(".partial")
+            with partial.open("w") as out:
+                for row in read_metrics(path):
+                    if row["step"] <= last_step:
+                        out.write(json.dumps(row) + "\n")
+            os.replace(partial, path)
+        self._file = path.open("a")
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Writes all rows and flushes, so that whoever watches the file sees whole steps."""
+        for row in rows:
+            self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TokenEntropy:
+    """Mean entropy at which each token of the vocabulary was sampled, over this start of the run."""
+
+    def __init__(self, vocabulary: int):
+        self._total, self._count = np.zeros(vocabulary), np.zeros(vocabulary, np.int64)
+
+    def add(
+        self,
+        tokens: Int[np.ndarray, "responses tokens"],
+        entropy: Float[np.ndarray, "responses tokens"],
+        mask: Shaped[np.ndarray, "responses tokens"],
+    ) -> None:
+        ids = tokens[mask]
+        self._total += np.bincount(ids, entropy[mask], minlength=len(self._total))
+        self._count += np.bincount(ids, minlength=len(self._count))
+
+    def extremes(self, tokenizer: Any, *, count: int = 15, seen: int = 10) -> dict[str, list[dict[str, Any]]]:
+        """The `count` tokens of highest and of lowest mean entropy among those sampled at least `seen` times."""
+        often = np.flatnonzero(self._count >= min(seen, max(int(self._count.max()), 1)))
+        mean = self._total[often] / self._count[often]
+        order = often[np.argsort(mean, kind="stable")]
+
+        def rows(ids: Any) -> list[dict[str, Any]]:
+            return [
+                {
+                    "token": tokenizer.decode([int(i)]),
+                    "id": int(i),
+                    "entropy": float(self._total[i] / self._count[i]),
+                    "count": int(self._count[i]),
+                }
+                for i in ids
+            ]
+
+        return {"highest": rows(order[::-1][:count]), "lowest": rows(order[:count])}
+
+
+def _by_category(name: str, rollouts: Sequence[Rollout], value: Any) -> dict[str, float]:
+    categories = sorted({r.prompt.question.category for r in rollouts})
+    if len(categories) < 2:
+        return {}
+    return {
+        f"{name}/{category}": _mean(value(r) for r in rollouts if r.prompt.question.category == category)
+        for category in categories
+    }
+
+
+def _mean(values: Iterable[Any]) -> float:
+    found = np.fromiter((float(v) for v in values), np.float64)
+    return float(found.mean()) if found.size else 0.0
