@@ -7,7 +7,7 @@ from dcore_jax.rl.train import RLResult
 
 
 def summary(result: RLResult) -> str:
-    """A small table: what was done, what it changed, how fast, and where it lies; changes are means of a few first and last steps."""
+    """A small table: what was done, what it changed, how fast, and where it lies. Changes compare means of a few steps."""
     rows = read_metrics(result.output / "metrics.jsonl")
     if not rows:
         return f"no step done yet in {result.output}"

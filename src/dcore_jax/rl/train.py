@@ -186,7 +186,7 @@ class _Run:
         self.graph, shapes = nnx.split(abstract_decoder(self.model_config, self.compute))
         self.schedule = learning_rate_schedule(config.optimizer, self.total * config.updates)
         self.optimizer = make_optimizer(config.optimizer, self.schedule)
-        everywhere = NamedSharding(mesh, P())
+        everywhere: Any = NamedSharding(mesh, P())
         params = shardings(self.model_config, mesh)
         state = jax.eval_shape(self.new_state, shapes)
         moments = optax.tree.map_params(
@@ -327,12 +327,9 @@ class _Watch:
     def sampled(self, step: int, rollouts: StepRollouts, scored: Scored) -> None:
         """After the rollouts, before the update: a run killed between the two has them on disk."""
         self._rollouts.write(rollout_rows(step, rollouts, scored))
-        sequences = scored.padded.sequences
-        at = np.clip(
-            sequences.starts[:, None] + np.arange(sequences.mask.shape[1]), 0, sequences.tokens.shape[1] - 1
-        )
-        sampled = np.take_along_axis(sequences.tokens, at, axis=1)
-        self._tokens.add(sampled, scored.old_entropy, sequences.mask)
+        mask = np.asarray(scored.padded.sequences.mask)
+        ids = [i for group in rollouts.groups for rollout in group for i in rollout.sample.ids]
+        self._tokens.add(np.array(ids, np.int64), scored.old_entropy[mask])
 
     def trained(
         self,

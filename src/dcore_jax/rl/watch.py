@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 
 from dcore_jax.advantages import region_entropy
 from dcore_jax.algorithms import PolicyBatch
@@ -167,14 +167,8 @@ class TokenEntropy:
     def __init__(self, vocabulary: int):
         self._total, self._count = np.zeros(vocabulary), np.zeros(vocabulary, np.int64)
 
-    def add(
-        self,
-        tokens: Int[np.ndarray, "responses tokens"],
-        entropy: Float[np.ndarray, "responses tokens"],
-        mask: Shaped[np.ndarray, "responses tokens"],
-    ) -> None:
-        ids = tokens[mask]
-        self._total += np.bincount(ids, entropy[mask], minlength=len(self._total))
+    def add(self, ids: Int[np.ndarray, "tokens"], entropy: Float[np.ndarray, "tokens"]) -> None:
+        self._total += np.bincount(ids, entropy, minlength=len(self._total))
         self._count += np.bincount(ids, minlength=len(self._count))
 
     def extremes(self, tokenizer: Any, *, count: int = 15, seen: int = 10) -> dict[str, list[dict[str, Any]]]:
