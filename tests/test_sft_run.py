@@ -284,6 +284,7 @@ def test_a_mistake_is_one_line_and_leaves_no_checkpoint(spoil, changes, message,
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert not list(output.glob("checkpoints/[0-9]*"))
+    assert not (output / "config.yaml").exists()  # so that the mended line may start in the same folder
 
 
 def test_strict_stops_at_the_first_bad_record_naming_file_and_line(nano_folder, tmp_path):

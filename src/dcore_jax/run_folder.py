@@ -34,8 +34,8 @@ def only_run_in(output: Path) -> Iterator[None]:
         yield
 
 
-def write_or_compare_config(config: Any, output: Path) -> None:
-    """Writes `config.yaml`, or holds the config against the one that the run was started with.
+def refuse_another_config(config: Any, output: Path) -> None:
+    """Holds the config against the `config.yaml` that the run in this folder was started with, if there is one.
 
     Raises:
       UserError: naming every field that differs and may not change in a run.
@@ -47,8 +47,18 @@ def write_or_compare_config(config: Any, output: Path) -> None:
             raise UserError(
                 f"{output} holds a run with another config ({'; '.join(changed)}); give another --output"
             )
-    elif jax.process_index() == 0:
-        write_config(config, path)
+
+
+def remember_config(config: Any, output: Path) -> None:
+    """Writes `config.yaml` for the resumptions to come; call it when nothing of the user's can be wrong any more."""
+    if jax.process_index() == 0 and not (output / "config.yaml").exists():
+        write_config(config, output / "config.yaml")
+
+
+def write_or_compare_config(config: Any, output: Path) -> None:
+    """`refuse_another_config`, then `remember_config`."""
+    refuse_another_config(config, output)
+    remember_config(config, output)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@
 
 import json
 import resource
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,24 +24,24 @@ from tqdm import tqdm
 from dcore_jax.checkpoint import Checkpoints, abstract
 from dcore_jax.config import config_to_dict, read_config
 from dcore_jax.data import load_samples
-from dcore_jax.data.packing import PackedBatch, count_batches, packed_batches, packing_fill
+from dcore_jax.data.packing import PackedBatch, count_batches, packed_batches
 from dcore_jax.data.store import SampleStore
 from dcore_jax.errors import UserError
 from dcore_jax.mesh import BATCH_AXES, make_mesh, put_global
-from dcore_jax.metrics import MetricLog, peak_flops, training_flops
+from dcore_jax.metrics import MetricLog
 from dcore_jax.models import Compute, Decoder, abstract_decoder, read_model_config
 from dcore_jax.plots import plot_loss
-from dcore_jax.run_folder import only_run_in, sigterm, write_or_compare_config
+from dcore_jax.run_folder import only_run_in, refuse_another_config, remember_config, sigterm
 from dcore_jax.sft.config import SFTConfig
 from dcore_jax.sft.embedded import NANO, TOOLWORLD, embedded_data, embedded_model
 from dcore_jax.sft.step import (
     Batch,
-    StepMetrics,
     TrainState,
     learning_rate_schedule,
     make_optimizer,
     make_train_step,
 )
+from dcore_jax.sft.watch import Watch
 from dcore_jax.weights import load_decoder, local_folder, shardings
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -74,7 +73,7 @@ def train(config: SFTConfig) -> SFTResult:
     _check_rows(config, mesh)
     output = Path(config.output)
     with only_run_in(output):
-        write_or_compare_config(config, output)
+        refuse_another_config(config, output)
         folder, files = _model_and_data(config, output)
         store = _load_data(config, folder, files, output, say)
         total = _total_steps(config, store)
@@ -82,6 +81,7 @@ def train(config: SFTConfig) -> SFTResult:
         with jax.set_mesh(mesh):
             run = _Run(config, mesh, folder, total)
             state, batches = _start_or_resume(config, run, store, checkpoints, folder, mesh, say)
+            remember_config(config, output)  # only now is there a run to remember
             say(_header(config, run, mesh, total, int(state.step)))
             try:
                 return _loop(config, run, state, batches, checkpoints, output, folder, say)
@@ -140,7 +140,7 @@ def _loop(config, run: _Run, state: TrainState, batches, checkpoints, output, fo
     step = start = int(state.step)
     main = jax.process_index() == 0
     log = MetricLog(output, config.trackers, start, config_to_dict(config)) if main else None
-    watch = _Watch(config, run, log, output, start)
+    watch = Watch(config, run.model_config, run.schedule, run.mesh.size, log, output)
     bar = tqdm(
         total=run.total, initial=start, unit="step", disable=not main, dynamic_ncols=True, smoothing=0.1
     )
@@ -178,65 +178,6 @@ def _loop(config, run: _Run, state: TrainState, batches, checkpoints, output, fo
     if stopped and step < run.total:
         say(f"SIGTERM: saved step {saved} of {run.total}; start the same line again to go on")
     return SFTResult(output, folder, step, run.total, watch.first, watch.last, stopped and step < run.total)
-
-
-class _Watch:
-    """Writes steps down: metrics, progress bar, and the stop at a loss that is not finite."""
-
-    def __init__(self, config: SFTConfig, run: _Run, log: MetricLog | None, output: Path, start: int):
-        self._run, self._log, self._output = run, log, output
-        device = jax.devices()[0]
-        per_device = config.peak_tflops * 1e12 if config.peak_tflops else peak_flops(device.device_kind)
-        self._peak = per_device * run.mesh.size if per_device else None
-        self._before = time.perf_counter()
-        self._first_step = start + 1
-        self.first: float | None = None
-        self.last: float | None = None
-
-    def record(self, step: int, metrics: StepMetrics, packed: PackedBatch, bar: tqdm) -> None:
-        values = jax.device_get(metrics)
-        now = time.perf_counter()
-        seconds, self._before = now - self._before, now
-        loss = float(values.loss)
-        row = {
-            "step": step,
-            "loss": loss,
-            "learning_rate": float(self._run.schedule(step - 1)),
-            "gradient_norm": float(values.gradient_norm),
-            "tokens_per_second": float(values.tokens) / seconds,
-            "loss_tokens_per_second": float(values.loss_tokens) / seconds,
-            "loss_tokens": int(values.loss_tokens),
-            "packing_fill": packing_fill(packed),
-            "seconds": seconds,
-        }
-        if self._peak is not None:
-            flops = training_flops(
-                self._run.model_config, int(values.tokens), int(values.loss_tokens), int(values.attended)
-            )
-            row["mfu"] = flops / seconds / self._peak
-        if self._log is not None:
-            self._log.write(row)
-        if not values.finite:
-            self._stop(step, row, packed)
-        self.first, self.last = loss if self.first is None else self.first, loss
-        shown = {
-            "loss": f"{loss:.4f}",
-            "lr": f"{row['learning_rate']:.1e}",
-            "loss tok/s": f"{row['loss_tokens_per_second']:,.0f}",
-        }
-        if "mfu" in row:
-            shown["MFU"] = f"{row['mfu']:.1%}"
-        bar.set_postfix({**shown, "fill": f"{row['packing_fill']:.0%}"}, refresh=False)
-        bar.update()
-
-    def _stop(self, step: int, row: dict[str, Any], packed: PackedBatch) -> None:
-        path = self._output / f"nonfinite_step_{step}.npz"
-        if jax.process_index() == 0:
-            np.savez_compressed(path, **packed._asdict())
-        raise UserError(
-            f"step {step}: loss {row['loss']:.4g} and gradient norm {row['gradient_norm']:.4g} are not both finite; "
-            f"the batch is in {path}, the last checkpoint is good"
-        )
 
 
 def _trees(state: Any) -> dict[str, Any]:
