@@ -63,7 +63,7 @@ def read_config(kind: type[C], path: str | Path) -> C:
         raise UserError(f"{path}: {error}") from None
 
 
-def config_from_dict(kind: type[C], values: Mapping[str, Any], prefix: str = "") -> C:
+def config_from_dict(kind: type[C], values: Any, prefix: str = "") -> C:
     """Builds a dataclass from nested dicts, field by field; raises UserError naming the dotted key."""
     if not isinstance(values, Mapping):
         raise UserError(f"{prefix.rstrip('.') or 'the config'} should hold keys and values, not {values!r}")

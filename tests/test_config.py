@@ -1,0 +1,108 @@
+"""Configs: YAML and flags into frozen dataclasses, nothing unknown and nothing silent."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dcore_jax import UserError
+from dcore_jax.config import (
+    config_from_dict,
+    config_to_dict,
+    differences,
+    parse_command_line,
+    read_config,
+    write_config,
+)
+from dcore_jax.sft.config import OptimizerConfig, SFTConfig
+
+ROOT = Path(__file__).parents[1]
+SFT_CONFIGS = sorted((ROOT / "configs").glob("sft_*.yaml"))
+
+
+@pytest.mark.parametrize("path", SFT_CONFIGS, ids=lambda path: path.stem)
+def test_every_preset_is_read_and_survives_the_round_trip(path, tmp_path):
+    config = read_config(SFTConfig, path)
+    write_config(config, tmp_path / "again.yaml")
+    assert read_config(SFTConfig, tmp_path / "again.yaml") == config
+    assert config_from_dict(SFTConfig, config_to_dict(config)) == config
+
+
+def test_the_8b_preset_is_the_papers():
+    config = read_config(SFTConfig, ROOT / "configs" / "sft_qwen3_8b.yaml")
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.schedule, optimizer.warmup) == (1e-5, "cosine", 0.05)
+    assert (optimizer.weight_decay, optimizer.clip_norm) == (0.0, 1.0)
+    assert (config.epochs, config.rows, config.packing.length, config.compute.dtype) == (
+        3,
+        16,
+        16384,
+        "bfloat16",
+    )
+    assert (
+        dataclasses.replace(config, model="", output=SFTConfig().output) == SFTConfig()
+    )  # the defaults are the paper's too
+
+
+def parse(*arguments):
+    return parse_command_line(SFTConfig, arguments, description="", default_config=lambda rest: None)
+
+
+def test_flags_override_the_file_and_the_file_overrides_the_defaults(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("rows: 4\noptimizer:\n  learning_rate: 3e-4\n  warmup: 0.1\nmesh: 8\ndata: one.jsonl\n")
+    config = parse("--config", str(path), "--optimizer.warmup", "0.2", "--data", "a.jsonl", "b.parquet")
+    assert (config.rows, config.optimizer.learning_rate, config.optimizer.warmup) == (4, 3e-4, 0.2)
+    assert (config.mesh, config.data) == ("8", ("a.jsonl", "b.parquet"))
+    assert parse(f"--config={path}").data == ("one.jsonl",)
+    assert parse("--mesh", "data=2,fsdp=2,tensor=2").mesh == "data=2,fsdp=2,tensor=2"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "optimizer:\n  learning_rat: 1",
+            r"unknown key optimizer.learning_rat; did you mean optimizer.learning_rate\?",
+        ),
+        ("zzz: 1", "unknown key zzz; known: model, data"),
+        ("rows: many", "rows should be int, not 'many'"),
+        ("rows: true", "rows should be int, not True"),
+        ("rows: 1.5", "rows should be int, not 1.5"),
+        ("optimizer:\n  learning_rate: fast", "optimizer.learning_rate should be float, not 'fast'"),
+        ("loss_mask: everything", "loss_mask is 'everything'; choose one of last_turn, release"),
+        ("optimizer: 3", "optimizer should hold keys and values, not 3"),
+        ("data: {a: b}", "data should be a list"),
+        ("rows: 3\naccumulation: 2", "rows=3 must be a positive multiple of accumulation=2"),
+        ("a: [", "not readable as YAML"),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_file_and_the_key(text, message, tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        read_config(SFTConfig, path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_and_a_missing_name_are_named(tmp_path):
+    with pytest.raises(UserError, match="no such config file"):
+        parse("--config", str(tmp_path / "none.yaml"))
+    with pytest.raises(UserError, match="--config needs a file name"):
+        parse("--config")
+
+
+def test_an_unknown_flag_suggests_the_nearest():
+    command = [sys.executable, str(ROOT / "scripts" / "train_sft.py"), "--optimizer.learning-rat", "1e-3"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--optimizer.learning-rate" in done.stdout + done.stderr
+
+
+def test_differences_name_what_may_not_change_only():
+    old = SFTConfig(optimizer=OptimizerConfig(learning_rate=1e-3), rows=8)
+    new = SFTConfig(optimizer=OptimizerConfig(learning_rate=2e-3), rows=8, mesh="8", output="elsewhere")
+    assert differences(old, new) == ["optimizer.learning_rate: 0.001 -> 0.002"]
