@@ -10,9 +10,11 @@ from jaxtyping import Array, Bool, Float, Int
 # A tile of logits is [TOKEN_BLOCK, vocabulary block] float32, at most TILE_ENTRIES entries.
 TOKEN_BLOCK = {"cpu": 1024, "gpu": 4096, "tpu": 4096}
 TILE_ENTRIES = {"cpu": 4 * 2**20, "gpu": 128 * 2**20, "tpu": 32 * 2**20}
-# cross_entropy holds whole rows of logits, [rows, vocab] float32: at most ROW_ENTRIES entries, but MIN_ROWS rows.
+# cross_entropy holds whole rows of logits, [rows, vocab] float32: at most ROW_ENTRIES entries, and between MIN_ROWS and MAX_ROWS
+# rows. More rows read and write the gradient's accumulator less often; fewer skip more of the tokens without weight.
 ROW_ENTRIES = {"cpu": 80 * 2**20, "gpu": 512 * 2**20, "tpu": 128 * 2**20}
 MIN_ROWS = 128
+MAX_ROWS = {"cpu": 512, "gpu": 2048, "tpu": 1024}
 # Block starts are multiples of the lane width that SIMD registers, tensor cores and TPU lanes are happy with.
 LANES = 128
 # Low enough to lose against every logit, high enough that its difference to any of them stays finite.
@@ -131,7 +133,7 @@ def over_blocks(length: int, block: int, body, carry):
 def cross_entropy_block(tokens: int, vocab: int) -> int:
     """Tokens of one block of whole rows of logits: a power of two within ROW_ENTRIES, or all tokens."""
     block = 1 << max(MIN_ROWS, _here(ROW_ENTRIES) // vocab).bit_length() - 1
-    return max(1, min(token_block(tokens), block))
+    return max(1, min(tokens, block, _here(MAX_ROWS)))
 
 
 def _here(sizes: dict[str, int]) -> int:
