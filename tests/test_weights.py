@@ -190,28 +190,39 @@ def test_weights_arrive_sharded_and_equal(mesh, tmp_path):
 
 
 def test_host_memory_stays_under_the_model_plus_one_shard(tmp_path):
-    """Measured in a process of its own: the growth of its peak resident memory while loading."""
+    """The growth of a process's own memory while loading, sampled every millisecond; on a CPU the model itself is part of it."""
     source = tmp_path / "source"
     torch_model(
-        "qwen3", hidden_size=512, intermediate_size=2048, num_hidden_layers=12, vocab_size=8192
+        "qwen3", hidden_size=512, intermediate_size=2048, num_hidden_layers=16, vocab_size=8192
     ).save_pretrained(source)
-    size = sum(p.stat().st_size for p in source.glob("*.safetensors"))
     code = f"""
-import resource, jax
-from dcore_jax.weights import load_decoder, new_decoder
-from dcore_jax.models import read_model_config
-import jax.numpy as jnp
-load_decoder({str(tmp_path / "tiny")!r})  # everything imported and the runtime warm
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+import gc, threading, time
+from dcore_jax.weights import load_decoder
+
+def own_memory():  # anonymous pages: the files are mapped, and their pages are the kernel's to drop
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) * 1024
+
+load_decoder({str(source)!r})  # and dropped at once: the programs that check for NaN are compiled now
+gc.collect()
+before, peak, done = own_memory(), 0, threading.Event()
+
+def watch():
+    global peak
+    while not done.is_set():
+        peak = max(peak, own_memory())
+        time.sleep(0.001)
+
+thread = threading.Thread(target=watch)
+thread.start()
 model = load_decoder({str(source)!r})
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+done.set()
+thread.join()
+print(peak - before)
 """
-    torch_model("qwen3").save_pretrained(tmp_path / "tiny")
-    grown = int(
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    )
-    largest = 12 * 512 * 2048 * 4  # the largest stacked parameter, float32
-    assert size > 8 * largest / 4
-    # Pages of the memory-mapped file that were read count as resident until the kernel wants them back: one more copy at most
-    # is not ours to avoid, so the bound is on what we allocate: the model, one shard, and the mapped file.
-    assert grown < 2 * size + largest
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    grown = int(done.stdout)
+    size = sum(p.stat().st_size for p in source.glob("*.safetensors"))
+    shard = 16 * 512 * 2048 * 4  # the largest stacked parameter, in float32
+    assert size > 3 * shard
+    assert 0.9 * size < grown < size + shard

@@ -1,8 +1,8 @@
 """Frozen dataclasses from YAML files and the command line.
 
-A recipe's config is one dataclass with nested ones. `--config file.yaml` fills it, dotted flags (`--optimizer.learning_rate 1e-5`)
-override it, and an unknown key is an error that suggests the nearest. A field with `metadata=MAY_CHANGE`
-may differ when a run is resumed; every other difference is refused by name.
+A recipe's config is one dataclass with nested ones. `--config file.yaml` fills it, dotted flags
+(`--optimizer.learning-rate 1e-5`) override it, and an unknown key is an error that suggests the nearest. A field with
+`metadata=MAY_CHANGE` may differ when a run is resumed; every other difference is refused by name.
 """
 
 import dataclasses

@@ -53,31 +53,37 @@ def parse_mesh(text: str) -> dict[str, int]:
     return sizes
 
 
-def prepare_devices(mesh: str | None, *, distributed: bool = False) -> None:
-    """Call once before anything touches JAX: gives a CPU as many virtual devices as the mesh asks for.
+def prepare_devices(mesh: str | None) -> None:
+    """Call once before anything touches JAX: joins other processes, and gives a CPU as many virtual devices as the mesh asks for.
 
-    On a GPU or TPU the virtual CPU devices exist beside the accelerators and change nothing. With `distributed`, or in a
-    SLURM job of several tasks or with DCORE_COORDINATOR set, joins the other processes through `jax.distributed`:
-    DCORE_COORDINATOR=host:port DCORE_PROCESSES=n DCORE_PROCESS_ID=i start processes by hand.
+    On a GPU or TPU the virtual CPU devices exist beside the accelerators and change nothing. Processes find one another through
+    `jax.distributed`: by hand with DCORE_COORDINATOR=host:port DCORE_PROCESSES=n DCORE_PROCESS_ID=i; by themselves in a SLURM job
+    of several tasks, and on the workers of a TPU pod (or wherever DCORE_DISTRIBUTED=1 says so).
+
+    Raises:
+      UserError: a mesh that cannot be read, or that does not divide among the processes.
     """
-    processes = int(os.environ.get("DCORE_PROCESSES", "1"))
+    environment = os.environ
+    slurm = int(environment.get("SLURM_NTASKS", "1"))
+    processes = int(environment.get("DCORE_PROCESSES", slurm))
     if mesh is not None:
         wanted = math.prod(parse_mesh(mesh).values())
         if wanted % processes:
             raise UserError(
                 f"mesh {mesh} has {wanted} devices, which do not divide among {processes} processes"
             )
-        local = max(1, wanted // processes)
+        local = wanted // processes
         jax.config.update("jax_num_cpu_devices", local)
         if local > 1:
             # Virtual devices wait for one another inside collectives, several at a time, each wait holding a thread of XLA's
             # CPU pool; with only as many threads as cores or devices they wait for ever. NPROC is the size of that pool.
-            os.environ.setdefault("NPROC", str(8 * local))
-    if "DCORE_COORDINATOR" in os.environ:
+            environment.setdefault("NPROC", str(8 * local))
+    pod = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+    if "DCORE_COORDINATOR" in environment:
         jax.distributed.initialize(
-            os.environ["DCORE_COORDINATOR"], processes, int(os.environ["DCORE_PROCESS_ID"])
+            environment["DCORE_COORDINATOR"], processes, int(environment["DCORE_PROCESS_ID"])
         )
-    elif distributed or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+    elif slurm > 1 or pod or environment.get("DCORE_DISTRIBUTED") == "1":
         jax.distributed.initialize()
 
 
