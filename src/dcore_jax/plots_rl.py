@@ -62,7 +62,7 @@ def plot_dynamics(
             axes.grid(alpha=0.25)
         figure.supxlabel("step", fontsize=10)
 
-    return _save(draw, out, (11, 5.6))
+    return _save(draw, out, (11.0, 5.6))
 
 
 def plot_reward_std(rows: Sequence[dict[str, Any]], out: str | Path) -> Path:
@@ -86,7 +86,7 @@ def plot_reward_std(rows: Sequence[dict[str, Any]], out: str | Path) -> Path:
         axes.set_ylabel("share of groups")
         axes.legend(frameon=False)
 
-    return _save(draw, out, (6, 4))
+    return _save(draw, out, (6.0, 4.0))
 
 
 def plot_token_entropy(extremes: dict[str, list[dict[str, Any]]], out: str | Path) -> Path:
@@ -100,7 +100,7 @@ def plot_token_entropy(extremes: dict[str, list[dict[str, Any]]], out: str | Pat
             axes.set_yticks(range(len(rows)), names, fontsize=8)
             axes.set_title(f"{kind} entropy [nats]", loc="left", fontsize=10)
 
-    return _save(draw, out, (8, 4.5))
+    return _save(draw, out, (8.0, 4.5))
 
 
 def plot_region_entropy(rows: Sequence[dict[str, Any]], out: str | Path) -> Path:
@@ -118,7 +118,7 @@ def plot_region_entropy(rows: Sequence[dict[str, Any]], out: str | Path) -> Path
         axes.legend(frameon=False)
         axes.grid(alpha=0.25)
 
-    return _save(draw, out, (6, 4))
+    return _save(draw, out, (6.0, 4.0))
 
 
 def plot_comparison(runs: dict[str, Sequence[str | Path]], out: str | Path, *, key: str = "reward") -> Path:
@@ -144,7 +144,7 @@ def plot_comparison(runs: dict[str, Sequence[str | Path]], out: str | Path, *, k
         axes.legend(frameon=False)
         axes.grid(alpha=0.25)
 
-    return _save(draw, out, (6, 4))
+    return _save(draw, out, (6.0, 4.0))
 
 
 def _save(draw: Callable[[Any], None], out: str | Path, size: tuple[float, float]) -> Path:

@@ -1,4 +1,4 @@
-"""Reinforcement learning from tool rewards: config.py, prompts.py, rollouts.py, step.py (pure), train.py (the loop)."""
+"""Reinforcement learning from tool rewards: train.py is the loop, step.py its pure part."""
 
 from dcore_jax.rl.config import RLConfig
 from dcore_jax.rl.report import summary

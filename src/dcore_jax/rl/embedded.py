@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dcore_jax.errors import UserError
 from dcore_jax.rl.config import NANO, TOOLWORLD, RLConfig
-from dcore_jax.run_folder import write_or_compare_config
+from dcore_jax.run_folder import refuse_another_config
 from dcore_jax.sft import SFTConfig, train, trained_decoder
 from dcore_jax.sft.config import CheckpointConfig, ComputeConfig, NanoConfig, OptimizerConfig, PackingConfig
 from dcore_jax.weights import export_decoder
@@ -36,7 +36,7 @@ def warm_start(config: RLConfig, output: Path) -> Path:
     )
     folder = run / "hf"
     if folder.exists():
-        write_or_compare_config(sft, run)
+        refuse_another_config(sft, run)
         return folder
     if train(sft).preempted:
         raise UserError(f"{run}: the warm start was stopped; start the same line again to go on")

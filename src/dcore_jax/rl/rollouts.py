@@ -145,7 +145,8 @@ class Sampler:
 def is_flat(group: Sequence[Rollout]) -> bool:
     """Whether the scores of a group say nothing: all equal up to float32's resolution (`advantages.group_statistics`)."""
     scores = np.array([rollout.score for rollout in group])
-    return len(group) > 1 and float(np.ptp(scores)) <= 4 * np.finfo(np.float32).eps * np.abs(scores).max()
+    resolution = 4 * float(np.finfo(np.float32).eps) * float(np.abs(scores).max())
+    return len(group) > 1 and float(np.ptp(scores)) <= resolution
 
 
 def response_text(tokenizer: Any, sample: Sample) -> str:

@@ -1,0 +1,114 @@
+"""Writes an RL run down step by step, and stops it at what is not finite."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from dcore_jax.config import config_to_dict
+from dcore_jax.errors import UserError
+from dcore_jax.metrics import MetricLog
+from dcore_jax.rl.config import RLConfig
+from dcore_jax.rl.learner import Learner
+from dcore_jax.rl.rollouts import StepRollouts
+from dcore_jax.rl.watch import (
+    Scored,
+    StepLog,
+    TokenEntropy,
+    evaluation_row,
+    rollout_metrics,
+    rollout_rows,
+    token_metrics,
+    update_metrics,
+)
+
+
+class Clock:
+    """Seconds by phase of one step."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.seconds[phase], self._last = now - self._last, now
+
+
+class Journal:
+    """Writes steps down, and stops at what is not finite."""
+
+    def __init__(self, config: RLConfig, run: Learner, tokenizer: Any, start: int):
+        output = Path(config.output)
+        self._config, self._run, self._tokenizer, self._output = config, run, tokenizer, output
+        self._metrics = MetricLog(output, config.trackers, start, config_to_dict(config))
+        self._rollouts = StepLog(output / "rollouts.jsonl", start)
+        self._evaluations = StepLog(output / "evaluation.jsonl", start)
+        self._tokens = TokenEntropy(run.model_config.vocab_size)
+        self.first: float | None = None
+        self.last: float | None = None
+
+    def sampled(self, step: int, rollouts: StepRollouts, scored: Scored) -> None:
+        """After the rollouts, before the update: a run killed between the two has them on disk."""
+        self._rollouts.write(rollout_rows(step, rollouts, scored))
+        mask = np.asarray(scored.padded.sequences.mask)
+        ids = [i for group in rollouts.groups for rollout in group for i in rollout.sample.ids]
+        self._tokens.add(np.array(ids, np.int64), scored.old_entropy[mask])
+
+    def trained(
+        self,
+        step: int,
+        rollouts: StepRollouts,
+        scored: Scored,
+        updates: Sequence[Any],
+        clock: Clock,
+        bar: tqdm,
+    ) -> None:
+        generated = int(scored.padded.sequences.mask.sum())
+        row = {
+            "step": step,
+            **rollout_metrics(rollouts, self._config.reward.call_format),
+            **token_metrics(scored),
+            **update_metrics(updates),
+            "learning_rate": float(self._run.schedule(step * self._config.updates - 1)),
+            "generated_tokens": generated,
+            "generated_tokens_per_second": generated / max(clock.seconds["rollout"], 1e-9),
+            "seconds": sum(clock.seconds.values()),
+            **{f"seconds_{name}": seconds for name, seconds in clock.seconds.items()},
+        }
+        self._metrics.write(row)
+        if not all(bool(update.finite) for update in updates):
+            path = self._output / f"nonfinite_step_{step}.npz"
+            np.savez_compressed(path, old_logprobs=scored.old_logprobs, **scored.padded.sequences._asdict())
+            raise UserError(
+                f"step {step}: loss {row['loss']:.4g} and gradient norm {row['gradient_norm']:.4g} are not both finite; the "
+                f"batch is in {path}, the last checkpoint is good"
+            )
+        reward = float(row["reward"])
+        self.first, self.last = reward if self.first is None else self.first, reward
+        shown = {
+            "reward": f"{reward:.3f}",
+            "correct": f"{row['correct']:.0%}",
+            "flat": f"{row['zero_variance_groups']:.0%}",
+            "entropy": f"{row['entropy']:.3f}",
+        }
+        bar.set_postfix(shown, refresh=False)
+        bar.update()
+
+    def evaluated(self, step: int, answers: Sequence[Any]) -> None:
+        row = evaluation_row(step, answers)
+        self._evaluations.write([row])
+        tqdm.write(
+            f"greedy, after step {step}: reward {row['reward']:.3f}, correct {row['correct']:.1%} of {row['prompts']}"
+        )
+
+    def tokens_to(self, path: Path) -> None:
+        path.write_text(json.dumps(self._tokens.extremes(self._tokenizer), indent=1) + "\n")
+
+    def close(self) -> None:
+        for log in (self._metrics, self._rollouts, self._evaluations):
+            log.close()

@@ -1,0 +1,172 @@
+"""What learns: the compiled functions of a step, where everything lies on the mesh, and the reference model."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dcore_jax.advantages import drop_overlong, region_entropy
+from dcore_jax.algorithms import policy_batch
+from dcore_jax.checkpoint import abstract
+from dcore_jax.mesh import sharding
+from dcore_jax.models import Compute, abstract_decoder, read_model_config
+from dcore_jax.regions import TokenBytes, response_regions
+from dcore_jax.rl.batch import pad_samples
+from dcore_jax.rl.config import RLConfig
+from dcore_jax.rl.rollouts import StepRollouts
+from dcore_jax.rl.step import Minibatch, make_update, response_logprobs
+from dcore_jax.rl.watch import Scored
+from dcore_jax.sft.step import TrainState, learning_rate_schedule, make_optimizer
+from dcore_jax.weights import load_decoder, shardings
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """What a checkpoint holds beside arrays."""
+
+    draw: int = 0  # of the prompt stream
+    region_entropy: tuple[float, ...] | None = None  # ResT's, of the first step
+
+    def to_json(self) -> dict[str, Any]:
+        return {"draw": self.draw, "region_entropy": self.region_entropy and list(self.region_entropy)}
+
+
+class Learner:
+    """The policy's side of a run. It holds no state that changes but the reference model, which is made once."""
+
+    def __init__(self, config: RLConfig, mesh: Mesh, folder: Path, prompts: int):
+        settings = config.compute
+        self.config, self.mesh, self.folder = config, mesh, folder
+        self.algorithm = config.algorithm_config()
+        self.total = config.steps or -(
+            -config.epochs * prompts // config.prompts
+        )  # the last one runs into the next epoch
+        self.compute = Compute(
+            dtype=DTYPES[settings.dtype],
+            param_dtype=DTYPES[settings.param_dtype],
+            attention=settings.attention,
+            remat=settings.remat,
+        )
+        self.model_config = read_model_config(folder)
+        self.graph, shapes = nnx.split(abstract_decoder(self.model_config, self.compute))
+        self.schedule = learning_rate_schedule(config.optimizer, self.total * config.updates)
+        self.optimizer = make_optimizer(config.optimizer, self.schedule)
+        everywhere: Any = NamedSharding(mesh, P())
+        params = shardings(self.model_config, mesh)
+        state = jax.eval_shape(self.new_state, shapes)
+        moments = optax.tree.map_params(
+            self.optimizer, lambda _, s: s, state.optimizer, params, transform_non_params=lambda _: everywhere
+        )
+        self.where = TrainState(params, moments, None, everywhere, everywhere)
+        self.abstract = abstract(state, self.where)
+        temperature = config.rollout.temperature
+        update = make_update(
+            self.graph,
+            self.optimizer,
+            self.algorithm,
+            max_response=config.rollout.max_response,
+            temperature=temperature,
+        )
+        self._update = jax.jit(update, donate_argnums=0, out_shardings=(self.where, everywhere))
+        self._logprobs = jax.jit(partial(response_logprobs, self.graph, temperature=temperature))
+        self._policy_batch = jax.jit(partial(policy_batch, self.algorithm))
+        self._reference: Any = None
+
+    def new_state(self, params: Any) -> TrainState:
+        rng = jax.random.PRNGKey(self.config.seed)
+        return TrainState(params, self.optimizer.init(params), None, jnp.zeros((), jnp.int32), rng)
+
+    def load(self) -> nnx.State:
+        decoder = load_decoder(self.folder, compute=self.compute, mesh=self.mesh, progress=True)
+        return nnx.split(decoder)[1]
+
+    def keep_reference(self, params: nnx.State | None = None) -> None:
+        """The policy as it was before training, where the loss's KL needs it."""
+        if self.algorithm.needs_reference:
+            reference = self.load() if params is None else jax.tree.map(jnp.copy, params)
+            self._reference = jax.device_get(reference) if self.config.reference_on_host else reference
+
+    def score(
+        self,
+        state: TrainState,
+        rollouts: StepRollouts,
+        cursor: Cursor,
+        step: int,
+        token_bytes: TokenBytes,
+    ) -> tuple[Scored, Cursor]:
+        """Log-probabilities and entropies by the trainer, then advantages and everything else that the loss needs."""
+        config, algorithm = self.config, self.algorithm
+        samples = [[rollout.sample for rollout in group] for group in rollouts.groups]
+        padded = pad_samples(
+            samples, max_prompt=config.rollout.max_prompt, max_response=config.rollout.max_response
+        )
+        sequences, flat = padded.sequences, [rollout for group in rollouts.groups for rollout in group]
+        old_logprobs, entropy = self._by_chunks(state.params, sequences)
+        reference = None
+        if algorithm.needs_reference:
+            held = self._reference
+            params = jax.device_put(held, self.where.params) if config.reference_on_host else held
+            reference, _ = self._by_chunks(params, sequences)
+        ids = [rollout.sample.ids for rollout in flat]
+        call_format, rules = config.reward.call_format, algorithm.region_rules
+        regions = response_regions(ids, token_bytes, call_format, length=sequences.mask.shape[1], rules=rules)
+        mask = sequences.mask
+        if algorithm.drop_overlong:
+            cut = np.array([rollout.sample.finish_reason == "length" for rollout in flat])
+            mask = np.asarray(drop_overlong(mask, cut))
+        start = cursor.region_entropy
+        if start is None and algorithm.region_weighting in ("inverse", "collision"):
+            start = tuple(float(x) for x in region_entropy(entropy, regions, mask).mean())
+        policy = self._policy_batch(
+            np.array([rollout.score for rollout in flat], np.float32),
+            padded.groups,
+            mask,
+            old_logprobs,
+            old_entropy=entropy,
+            ref_logprobs=reference,
+            engine_logprobs=padded.engine_logprobs,
+            regions=regions,
+            region_entropy=None if start is None else np.array(start, np.float32),
+            progress=np.float32(step - 1),
+        )
+        scored = Scored(padded, regions, old_logprobs, entropy, jax.device_get(policy))
+        return scored, Cursor(rollouts.next_draw, start)
+
+    def update(self, state: TrainState, scored: Scored) -> tuple[TrainState, list[Any]]:
+        """The step's updates, each on its share of the groups, in the order in which they were drawn."""
+        rows, chunk = self.config.rows_per_update, self.config.rows_per_pass
+        whole = Minibatch(scored.padded.sequences, scored.policy)
+        done = []
+        for first in range(0, self.config.responses, rows):
+            share = jax.tree.map(
+                lambda x, at=first: x[at : at + rows].reshape(-1, chunk, *x.shape[1:]), whole
+            )
+            state, metrics = self._update(state, self._put(share, leading=1))
+            done.append(metrics)
+        return state, jax.device_get(done)
+
+    def _by_chunks(self, params: Any, sequences: Any) -> tuple[np.ndarray, np.ndarray]:
+        size = self.config.rows_per_pass
+        chunks = []
+        for first in range(0, self.config.responses, size):
+            chunk = jax.tree.map(lambda x, at=first: x[at : at + size], sequences)
+            chunks.append(self._logprobs(params, self._put(chunk)))
+        logprobs, entropy = zip(*jax.device_get(chunks))
+        return np.concatenate(logprobs), np.concatenate(entropy)
+
+    def _put(self, tree: Any, leading: int = 0) -> Any:
+        def put(x: Any) -> jax.Array:
+            logical = (None,) * leading + ("batch",) + (None,) * (x.ndim - leading - 1)
+            return jax.device_put(np.asarray(x), sharding(self.mesh, logical))
+
+        return jax.tree.map(put, tree)

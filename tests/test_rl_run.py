@@ -1,0 +1,320 @@
+"""Whole RL runs: killed and resumed, what each algorithm moves, real prompts, and mistakes in one line."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dcore_jax import UserError
+from dcore_jax.config import read_config, write_config
+from dcore_jax.metrics import read_metrics
+from dcore_jax.rewards import Reward
+from dcore_jax.rl import RLConfig, rollouts, summary, train, trained_decoder
+from dcore_jax.rl.config import (
+    EvaluationConfig,
+    RewardConfig,
+    RolloutConfig,
+    SaveConfig,
+    ToolWorldConfig,
+    WarmStartConfig,
+)
+from dcore_jax.sft.config import ComputeConfig, NanoConfig, OptimizerConfig
+from dcore_jax.sft.embedded import embedded_model
+
+STEPS = 4
+LEARNING_RATE = 3e-3
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A random nano Qwen3, not warm-started: its rewards in the tool world do not vary."""
+    return embedded_model(tmp_path_factory.mktemp("model"), NanoConfig(hidden=64, layers=1), seed=0)
+
+
+def config_for(model, output, **changes):
+    base = RLConfig(
+        model=str(model),
+        data=("toolworld",),
+        output=str(output),
+        mesh="1",
+        steps=STEPS,
+        prompts=4,
+        updates=2,
+        rollout=RolloutConfig(group=4, max_prompt=160, max_response=16, slots=16, cache_length=176),
+        optimizer=OptimizerConfig(
+            learning_rate=LEARNING_RATE, schedule="constant", warmup=0.0, weight_decay=0.0
+        ),
+        compute=ComputeConfig(dtype="float32", remat="none"),
+        checkpoint=SaveConfig(every=1),
+        toolworld=ToolWorldConfig(tasks=24, kinds=("single", "parallel")),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def parameters(run):
+    return [np.asarray(x) for x in jax.tree.leaves(jax.tree.leaves(_state(run)))]
+
+
+def _state(run):
+    from flax import nnx
+
+    return nnx.split(trained_decoder(run)[0])[1]
+
+
+def without_clocks(path):
+    rows = read_metrics(path)
+    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+
+
+def letters(text, reference, **_):
+    """A reward that a random model can learn: the share of characters that are lower-case letters, times four."""
+    share = 4 * sum("a" <= c <= "z" for c in text) / max(len(text), 1)
+    return Reward(share, {"letters": share})
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(model, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    config = config_for(model, output, evaluation=EvaluationConfig(prompts=6, every=2))
+    return config, train(config)
+
+
+def test_a_run_writes_metrics_rollouts_evaluations_and_pictures(uninterrupted):
+    config, result = uninterrupted
+    rows = read_metrics(result.output / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert [row["weight_version"] for row in rows] == list(
+        range(STEPS)
+    )  # each step samples from the newest weights
+    for name in (
+        "reward", "reward_format", "reward_struct", "correct", "zero_variance_groups", "advantage_mean", "advantage_std",
+        "advantage_replaced", "entropy", "entropy_outside", "reflections_per_thought", "response_length", "clip_fraction_low",
+        "clip_fraction_high", "ref_kl", "old_kl", "engine_gap_mean", "engine_gap_max", "engine_gap_ess", "gradient_norm",
+        "seconds_rollout", "seconds_logprobs", "seconds_update", "reward/single 1",
+    ):  # fmt: skip
+        assert all(np.isfinite(row[name]) for row in rows), name
+    assert max(row["engine_gap_max"] for row in rows) < 1e-4
+    assert rows[0]["zero_variance_groups"] == 1.0 and rows[0]["advantage_replaced"] == 1.0
+    assert rows[0]["ref_kl"] < 1e-2 < rows[-1]["gradient_norm"] + 1
+
+    samples = read_metrics(result.output / "rollouts.jsonl")
+    assert len(samples) == STEPS * config.responses
+    for row in samples:
+        assert {"prompt", "response", "reward", "reward_parts", "advantage_mean", "weight_version"} <= set(
+            row
+        )
+        assert row["reward"] == pytest.approx(sum(row["reward_parts"].values()))
+    by_step = [
+        np.mean([row["reward"] for row in samples if row["step"] == step]) for step in range(1, STEPS + 1)
+    ]
+    np.testing.assert_allclose(by_step, [row["reward"] for row in rows])
+
+    assert [row["step"] for row in read_metrics(result.output / "evaluation.jsonl")] == [0, 2, 4]
+    for name in ("dynamics.png", "reward_std.png", "token_entropy.png", "region_entropy.png"):
+        assert (result.output / name).read_bytes().startswith(b"\x89PNG"), name
+    assert "steps        4 of 4" in summary(result)
+    assert read_config(RLConfig, result.output / "config.yaml") == config
+
+
+def test_killed_between_rollout_and_update_and_resumed_it_equals_the_uninterrupted_run(
+    uninterrupted, tmp_path
+):
+    config, result = uninterrupted
+    again = dataclasses.replace(config, output=str(tmp_path / "again"))
+    write_config(again, tmp_path / "config.yaml")
+    program = (
+        "import os, signal, sys\n"
+        "from dcore_jax.config import read_config\n"
+        "from dcore_jax.rl import RLConfig, train\n"
+        "from dcore_jax.rl.learner import Learner\n"
+        "update, calls = Learner.update, []\n"
+        "def killed(*args):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 3:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return update(*args)\n"
+        "Learner.update = killed\n"
+        "train(read_config(RLConfig, sys.argv[1]))\n"
+    )
+    environment = {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
+    killed = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "config.yaml")],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert {row["step"] for row in read_metrics(tmp_path / "again" / "rollouts.jsonl")} == {1, 2, 3}
+    assert len(read_metrics(tmp_path / "again" / "metrics.jsonl")) == 2
+
+    resumed = train(again)
+    assert resumed.step == STEPS
+    for name in ("metrics.jsonl", "rollouts.jsonl", "evaluation.jsonl"):
+        assert without_clocks(resumed.output / name) == without_clocks(result.output / name), name
+    for a, b in zip(parameters(resumed.output), parameters(result.output), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+def test_without_reward_variance_grpo_moves_nothing_and_da_grpo_does(model, uninterrupted, tmp_path):
+    start = parameters_of_model(model)
+    fields = ("kl_coefficient=0",)
+    grpo = train(config_for(model, tmp_path / "grpo", algorithm="grpo", algorithm_fields=fields))
+    rows = read_metrics(grpo.output / "metrics.jsonl")
+    assert {row["zero_variance_groups"] for row in rows} == {1.0}
+    assert {row["gradient_norm"] for row in rows} == {0.0}
+    for a, b in zip(parameters(grpo.output), start, strict=True):
+        np.testing.assert_array_equal(a, b)
+    _, da_grpo = uninterrupted
+    assert read_metrics(da_grpo.output / "metrics.jsonl")[0]["zero_variance_groups"] == 1.0
+    moved = [np.abs(a - b).max() for a, b in zip(parameters(da_grpo.output), start, strict=True)]
+    assert max(moved) > LEARNING_RATE / 2
+
+
+def parameters_of_model(folder):
+    from flax import nnx
+
+    from dcore_jax.weights import load_decoder
+
+    return [np.asarray(x) for x in jax.tree.leaves(nnx.split(load_decoder(folder))[1])]
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "da_grpo"])
+def test_a_reward_that_can_be_learned_rises(model, tmp_path, monkeypatch, algorithm):
+    monkeypatch.setattr(rollouts, "tool_reward", letters)
+    fast = OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup=0.0)
+    changes = {"steps": 20, "optimizer": fast, "checkpoint": SaveConfig(every=20)}
+    result = train(config_for(model, tmp_path / algorithm, algorithm=algorithm, **changes))
+    rewards = [row["reward"] for row in read_metrics(result.output / "metrics.jsonl")]
+    first, last = np.mean(rewards[:2]), np.mean(rewards[-2:])
+    assert last - first > (4 - first) / 2, rewards
+
+
+def test_a_finished_run_started_again_does_nothing(uninterrupted):
+    config, result = uninterrupted
+    before = (result.output / "metrics.jsonl").read_text()
+    again = train(config)
+    assert (again.step, again.first_reward) == (STEPS, None)
+    assert (result.output / "metrics.jsonl").read_text() == before
+
+
+def test_a_changed_config_is_refused_by_name(uninterrupted):
+    config, _ = uninterrupted
+    with pytest.raises(UserError, match=r"algorithm: da_grpo -> gspo; seed: 0 -> 1"):
+        train(dataclasses.replace(config, algorithm="gspo", seed=1))
+
+
+def test_one_step_off_policy_tags_each_sample_with_the_weights_that_made_it(model, tmp_path):
+    settings = config_for(model, tmp_path / "stale")
+    result = train(dataclasses.replace(settings, rollout=dataclasses.replace(settings.rollout, staleness=1)))
+    rows = read_metrics(result.output / "metrics.jsonl")
+    assert [row["weight_version"] for row in rows] == [0, 0, 1, 2]
+    assert rows[0]["engine_gap_max"] < 1e-4 < min(row["engine_gap_max"] for row in rows[1:])
+
+
+def test_dynamic_sampling_draws_again_and_keeps_the_size_of_a_step(model, tmp_path, monkeypatch):
+    seen = []
+
+    def mostly_flat(text, reference, **_):
+        seen.append(text)
+        value = float(len(seen) % 7 == 0) if len(seen) > 2 * 16 else 0.0
+        return Reward(value, {"any": value})
+
+    monkeypatch.setattr(rollouts, "tool_reward", mostly_flat)
+    fields = ("dynamic_sampling=true", "max_sampling_rounds=4")
+    result = train(config_for(model, tmp_path / "dynamic", algorithm_fields=fields, steps=1))
+    (row,) = read_metrics(result.output / "metrics.jsonl")
+    assert row["sampling_rounds"] > 2 and row["flat_groups_dropped"] >= 8
+    assert len(read_metrics(result.output / "rollouts.jsonl")) == 16
+    assert row["zero_variance_groups"] < 1
+
+
+def test_every_real_prompt_runs_through_the_loop_and_is_scored_or_counted(model, real_data, tmp_path):
+    config = config_for(
+        model,
+        tmp_path / "rlla",
+        data=(str(real_data / "toolrl" / "rlla_test.parquet"),),
+        steps=None,
+        epochs=1,
+        prompts=8,
+        updates=1,
+        micro_rows=4,
+        rollout=RolloutConfig(group=2, max_prompt=2032, max_response=16, slots=16, cache_length=2048),
+        reward=RewardConfig(preset="toolrl", call_format="tags"),
+    )
+    result = train(config)
+    report = json.loads((result.output / "data.json").read_text())
+    rows = read_metrics(result.output / "rollouts.jsonl")
+    assert report["prompts"] + sum(report["rejected"].values()) == 80
+    assert report["prompts"] > 20
+    assert result.step == -(-report["prompts"] // 8)
+    assert len({row["origin"] for row in rows}) == report["prompts"]
+    assert len(rows) == 16 * result.step
+    assert all(-3 <= row["reward"] <= 4 for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["paper", "release"])
+@pytest.mark.parametrize("algorithm", ["dr_grpo", "dapo", "gspo", "rest", "rl_zvp", "kl_cov"])
+def test_every_algorithm_is_one_word_away(model, tmp_path, monkeypatch, algorithm, preset):
+    monkeypatch.setattr(rollouts, "tool_reward", letters)
+    result = train(config_for(model, tmp_path / "run", algorithm=algorithm, preset=preset, steps=2))
+    rows = read_metrics(result.output / "metrics.jsonl")
+    assert len(rows) == 2
+    assert all(row["gradient_norm"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompts": 5}, "prompts=5 must be a positive multiple of updates=2"),
+        ({"micro_rows": 3}, "micro_rows=3 does not divide the 8 responses of an update"),
+        (
+            {"algorithm_fields": ("alfa=1",)},
+            r"unknown key algorithm_fields.alfa; did you mean algorithm_fields.alpha\?",
+        ),
+        ({"algorithm_fields": ("alpha",)}, "write field=value, as alpha=0.4"),
+        ({"reward": RewardConfig(preset="best")}, "reward.preset is 'best'; choose auto, dcore_paper"),
+        ({"data": ()}, "no prompts: give --data <files>"),
+        ({"model": ""}, "no model: give --model"),
+        ({"data": ("prompts.csv",)}, "cannot read this extension"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(model, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        train(dataclasses.replace(config_for(model, tmp_path / "run"), **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_fields_of_the_algorithm_can_be_set_one_by_one(model, tmp_path):
+    fields = ("alpha=0.4", "clip_high=null", "trigger=below", "dynamic_sampling=true")
+    chosen = config_for(model, tmp_path, algorithm_fields=fields).algorithm_config()
+    assert (chosen.alpha, chosen.clip_high, chosen.trigger, chosen.dynamic_sampling) == (
+        0.4,
+        None,
+        "below",
+        True,
+    )
+    assert chosen.advantage == "da_grpo" and chosen.kl_coefficient == 0.001
+
+
+def test_the_defaults_and_the_config_files_are_the_papers():
+    folder = Path(__file__).parents[1] / "configs"
+    paper, release = (read_config(RLConfig, folder / f"rl_qwen3_8b{end}.yaml") for end in ("", "_release"))
+    for config in (RLConfig(), paper, release):
+        assert (config.prompts, config.rollout.group, config.updates, config.epochs) == (32, 8, 4, 3)
+        assert (config.rollout.max_prompt, config.rollout.max_response) == (8192, 4096)
+        optimizer = config.optimizer
+        assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.clip_norm) == (1e-6, 0.01, 1.0)
+        assert (optimizer.schedule, optimizer.warmup, config.rollout.temperature) == ("constant", 0.0, 1.0)
+    assert (paper.algorithm_config().scale, release.algorithm_config().scale) == (1.0, 2.0)
+    assert (paper.reward_preset, release.reward_preset) == ("dcore_paper", "dcore_release")
+    nano = read_config(RLConfig, folder / "rl_nano.yaml")
+    assert nano.model == "nano" and nano.warm_start != WarmStartConfig(folder="x")
