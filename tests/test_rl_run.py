@@ -236,6 +236,7 @@ def test_dynamic_sampling_draws_again_and_keeps_the_size_of_a_step(model, tmp_pa
     assert row["zero_variance_groups"] < 1
 
 
+@pytest.mark.slow
 def test_every_real_prompt_runs_through_the_loop_and_is_scored_or_counted(model, real_data, tmp_path):
     config = config_for(
         model,
