@@ -7,6 +7,7 @@ from typing import Literal
 import tyro
 
 from dcore_jax.cli import run_script
+from dcore_jax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,15 @@ class ExportConfig:
 
 def main() -> None:
     config = tyro.cli(ExportConfig, description=__doc__)
-    from dcore_jax.sft import trained_decoder
+    from dcore_jax import rl, sft
     from dcore_jax.weights import export_decoder
 
-    decoder, source = trained_decoder(config.run, config.step, ema=config.ema)
+    if rl.is_rl_run(config.run):
+        if config.ema:
+            raise UserError(f"{config.run}: an RL run keeps no moving average; leave --ema out")
+        decoder, source = rl.trained_decoder(config.run, config.step)
+    else:
+        decoder, source = sft.trained_decoder(config.run, config.step, ema=config.ema)
     out = export_decoder(decoder, config.output, source=source, dtype=config.dtype, progress=True)
     print(f"wrote {decoder.config.num_parameters:,} parameters to {out}")
 

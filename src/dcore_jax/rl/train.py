@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import yaml
 from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -134,6 +135,12 @@ def _loop(config, run, state, cursor, engine, checkpoints, prompts, held_out, to
     if preempted:
         print(f"SIGTERM: saved step {saved} of {total}; start the same line again to go on")
     return RLResult(output, run.folder, step, total, journal.first, journal.last, preempted)
+
+
+def is_rl_run(run_folder: str | Path) -> bool:
+    """Whether a run folder was written by this recipe, by the fields of its config.yaml; False where there is none."""
+    path = Path(run_folder) / "config.yaml"
+    return path.exists() and "algorithm" in (yaml.safe_load(path.read_text()) or {})
 
 
 def trained_decoder(run_folder: str | Path, step: int | None = None) -> tuple[Decoder, Path]:
