@@ -299,17 +299,19 @@ def _load_data(config: SFTConfig, folder: Path, files, output: Path, say) -> Sam
         raise UserError(
             f"{folder}: no tokenizer could be read ({str(error).strip().splitlines()[0]})"
         ) from None
+    model = read_model_config(folder)
     main = jax.process_index() == 0
     store, report = load_samples(
         files,
         tokenizer,
         mask=config.loss_mask,
-        max_length=config.packing.length,
+        # A position the model was never made for would train on noise.
+        max_length=min(config.packing.length, model.max_position_embeddings),
         strict=config.strict,
         progress=main,
     )
     say(report)
-    vocabulary = read_model_config(folder).vocab_size
+    vocabulary = model.vocab_size
     if int(store.tokens.max()) >= vocabulary:
         raise UserError(
             f"{folder}: the tokenizer gives id {int(store.tokens.max())}, config.json has vocab_size {vocabulary}"
