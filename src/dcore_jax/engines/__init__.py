@@ -1,6 +1,14 @@
 """Engines that sample from a model: one interface, several implementations."""
 
-from dcore_jax.engines.engine import Engine, EngineStats, FinishReason, Request, Sample, SamplingParams, fan_out
+from dcore_jax.engines.engine import (
+    Engine,
+    EngineStats,
+    FinishReason,
+    Request,
+    Sample,
+    SamplingParams,
+    fan_out,
+)
 from dcore_jax.engines.native import NativeEngine
 
 __all__ = [

@@ -37,7 +37,9 @@ class SamplingParams:
         }
         for field, (fine, wanted) in problems.items():
             if not fine:
-                raise UserError(f"sampling {field}={getattr(self, field)} is not possible; it must be {wanted}")
+                raise UserError(
+                    f"sampling {field}={getattr(self, field)} is not possible; it must be {wanted}"
+                )
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def check_request(request: Request, vocab_size: int) -> None:
     if not ids:
         raise UserError(f"{where}: prompt_ids is empty; a prompt needs at least one token")
     for field, values in (("prompt_ids", ids), ("sampling.stop_token_ids", request.sampling.stop_token_ids)):
-        if values and not (0 <= min(values) and max(values) < vocab_size):
+        if any(not 0 <= i < vocab_size for i in values):
             wrong = next(i for i in values if not 0 <= i < vocab_size)
             raise UserError(
                 f"{where}: {field} holds {wrong}, outside the vocabulary of {vocab_size}; is it the model's tokenizer?"

@@ -1,7 +1,11 @@
-"""The KV cache: a pair of arrays per layer, one row per slot, written in place.
+"""The KV cache: blocks of positions per layer, one row per slot, written in place.
 
-Keys are kept transposed, so that scores of one query over all positions are sums over full vectors. Shape letters: R slots, P rows
-of a prefill, K key/value heads, G query heads per key/value head, C head_dim, T positions, S positions of a prefill.
+A cache that holds T positions is a tuple of blocks (64, 64, 64, 64, 128, 128, 256, ... positions): it grows by another block,
+without a copy. All arithmetic has the shape of a block, so that a row's bits do not depend on how much room its batch mates
+need: operations on all T positions at once are compiled differently for every T, and round differently.
+
+Keys are kept transposed, so that scores of one query over all positions are sums over full vectors. Shape letters: R slots, K
+key/value heads, G query heads per key/value head, C head_dim, T positions of a block.
 
 Under a mesh slots are split over ("data", "fsdp") and heads over "tensor"; every device works on its own, without a collective.
 """
@@ -16,60 +20,92 @@ from jaxtyping import Array, Float, Int
 from dcore_jax.mesh import BATCH_AXES
 from dcore_jax.models import ModelConfig
 
+_FIRST_BLOCK = 64
 _HEADS = P(BATCH_AXES, None, "tensor", None)  # of queries, keys and values as the decoder hands them over
 _CACHE = P(BATCH_AXES, "tensor", None, None)
 _ROWS = P(BATCH_AXES)
 
 
 class LayerCache(NamedTuple):
-    keys: Float[Array, "rows kv_heads head_dim positions"]
-    values: Float[Array, "rows kv_heads positions head_dim"]
+    keys: tuple[Float[Array, "rows kv_heads head_dim positions"], ...]  # a block each
+    values: tuple[Float[Array, "rows kv_heads positions head_dim"], ...]
 
 
 Cache = tuple[LayerCache, ...]  # one per layer
 
 
-def zeros(config: ModelConfig, rows: int, positions: int, dtype: Any) -> Cache:
-    """An empty cache for `rows` sequences of at most `positions` tokens. Call under `jit`."""
-    layer = LayerCache(
-        jnp.zeros((rows, config.num_kv_heads, config.head_dim, positions), dtype),
-        jnp.zeros((rows, config.num_kv_heads, positions, config.head_dim), dtype),
+def block_sizes(positions: int) -> list[int]:
+    """Sizes of the fewest blocks that hold `positions`; their sums are 64, 128, 192, 256, 384, 512, 768, 1024, ..."""
+    sizes = [_FIRST_BLOCK]
+    while (total := sum(sizes)) < positions:
+        power_of_two = total & (total - 1) == 0
+        sizes.append(max(_FIRST_BLOCK, total // 2) if power_of_two else total // 3)
+    return sizes
+
+
+def bucket(positions: int) -> int:
+    """The room of the smallest cache that holds `positions`."""
+    return sum(block_sizes(positions))
+
+
+def room(cache: Cache) -> int:
+    """Positions that a cache holds."""
+    return sum(block.shape[3] for block in cache[0].keys)
+
+
+def zeros(config: ModelConfig, rows: int, sizes: tuple[int, ...], dtype: Any) -> Cache:
+    """Empty blocks of these sizes for every layer. Call under `jit`."""
+    K, C = config.num_kv_heads, config.head_dim
+    return tuple(
+        LayerCache(
+            tuple(constrain_cache(jnp.zeros((rows, K, C, size), dtype)) for size in sizes),
+            tuple(constrain_cache(jnp.zeros((rows, K, size, C), dtype)) for size in sizes),
+        )
+        for _ in range(config.num_layers)
     )
-    return tuple(LayerCache(*map(constrain_cache, layer)) for _ in range(config.num_layers))
 
 
 def constrain_cache(x: Array) -> Array:
-    """Pins one array of a cache to the mesh in use."""
+    """Pins a block to the mesh in use."""
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, _CACHE)
 
 
-def resize(cache: Cache, positions: int) -> Cache:
-    """The same cache with room for `positions` tokens: zeros appended, or the last positions cut off. A copy."""
-
-    def fit(x, axis):
-        have = x.shape[axis]
-        if positions <= have:
-            return jax.lax.slice_in_dim(x, 0, positions, axis=axis)
-        return jnp.pad(x, [(0, positions - have if i == axis else 0) for i in range(x.ndim)])
-
-    return tuple(LayerCache(constrain_cache(fit(k, 3)), constrain_cache(fit(v, 2))) for k, v in cache)
+def first_blocks(cache: Cache, count: int) -> Cache:
+    """The cache of the first `count` blocks."""
+    return tuple(LayerCache(layer.keys[:count], layer.values[:count]) for layer in cache)
 
 
-def as_cache_layout(
+def joined(cache: Cache, more: Cache) -> Cache:
+    """The cache with more blocks at its end."""
+    return tuple(LayerCache(a.keys + b.keys, a.values + b.values) for a, b in zip(cache, more, strict=True))
+
+
+def after_blocks(cache: Cache, count: int) -> Cache:
+    """The cache without its first `count` blocks."""
+    return tuple(LayerCache(layer.keys[count:], layer.values[count:]) for layer in cache)
+
+
+def as_blocks(
     k: Float[Array, "rows length kv_heads head_dim"], v: Float[Array, "rows length kv_heads head_dim"]
 ) -> LayerCache:
-    """Keys and values of a prefill, in the layout of the cache."""
-    return LayerCache(jnp.transpose(k, (0, 2, 3, 1)), jnp.transpose(v, (0, 2, 1, 3)))
+    """Keys and values of a prefill, whose length is a `bucket`, in the layout of the cache."""
+    keys, values = [], []
+    start = 0
+    for size in block_sizes(k.shape[1]):
+        keys.append(jnp.transpose(k[:, start : start + size], (0, 2, 3, 1)))
+        values.append(jnp.transpose(v[:, start : start + size], (0, 2, 1, 3)))
+        start += size
+    return LayerCache(tuple(keys), tuple(values))
 
 
 def insert(
     cache: Cache, prefilled: Cache, rows: Int[Array, " n"], slots: Int[Array, " n"], count: Int[Array, ""]
 ) -> Cache:
-    """Copies row `rows[i]` of a prefill to slot `slots[i]` for the first `count` i; positions after the prefill's stay."""
+    """Copies row `rows[i]` of a prefill to slot `slots[i]` for the first `count` i; both caches have the same blocks."""
 
     def local(cache, prefilled, rows, slots, count):
-        here = cache[0].keys.shape[0]
+        here = cache[0].keys[0].shape[0]
         first = _shard_index() * here
 
         def one(i, cache):
@@ -101,30 +137,48 @@ def attend_to_cache(
 ) -> tuple[Float[Array, "rows 1 heads head_dim"], LayerCache]:
     """Writes the new token's key and value at `writes` (dropped where out of range) and attends to positions 0 ... `positions`.
 
-    Softmax in float32, scores scaled by `head_dim ** -0.5`. Masked positions add exact zeros, so a row's result does not depend on
-    how much room the cache has.
+    Softmax in float32, scores scaled by `head_dim ** -0.5`. Positions that are masked add exact zeros.
     """
-
-    def local(q, k, v, positions, writes, keys, values):
-        R, _, H, C = q.shape
-        K, T = keys.shape[1], keys.shape[3]
-        row = jnp.arange(R)
-        keys = keys.at[row, :, :, writes].set(k[:, 0], mode="drop", unique_indices=True)
-        values = values.at[row, :, writes].set(v[:, 0], mode="drop", unique_indices=True)
-        q = q.reshape(R, K, H // K, C)
-        scores = jnp.einsum("rkgc,rkct->rkgt", q, keys, preferred_element_type=jnp.float32) * C**-0.5
-        seen = jnp.arange(T) <= positions[:, None]
-        scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
-        weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-        out = jnp.einsum(
-            "rkgt,rktc->rkgc", weights.astype(values.dtype), values, preferred_element_type=jnp.float32
-        )
-        out = (out / weights.sum(axis=-1, keepdims=True)).astype(q.dtype)
-        return out.reshape(R, 1, H, C), keys, values
-
     specs = (_HEADS, _HEADS, _HEADS, _ROWS, _ROWS, _CACHE, _CACHE)
-    out, keys, values = _on_shards(local, specs, (_HEADS, _CACHE, _CACHE))(q, k, v, positions, writes, *cache)
+    out, keys, values = _on_shards(_attend, specs, (_HEADS, _CACHE, _CACHE))(
+        q, k, v, positions, writes, *cache
+    )
     return out, LayerCache(keys, values)
+
+
+def _attend(q, k, v, positions, writes, keys, values):
+    R, _, H, C = q.shape
+    K = k.shape[2]
+    query = q.reshape(R, K, H // K, C)
+    row = jnp.arange(R)
+    new_keys, new_values, scores = [], [], []
+    start = 0
+    for key_block, value_block in zip(keys, values, strict=True):
+        T = key_block.shape[3]
+        at = jnp.where((writes >= start) & (writes < start + T), writes - start, T)
+        key_block = key_block.at[row, :, :, at].set(k[:, 0], mode="drop", unique_indices=True)
+        value_block = value_block.at[row, :, at].set(v[:, 0], mode="drop", unique_indices=True)
+        score = jnp.einsum("rkgc,rkct->rkgt", query, key_block, preferred_element_type=jnp.float32)
+        seen = start + jnp.arange(T) <= positions[:, None]
+        scores.append(jnp.where(seen[:, None, None], score, -jnp.inf))
+        new_keys.append(key_block)
+        new_values.append(value_block)
+        start += T
+    peak = scores[0].max(axis=-1, keepdims=True)
+    for score in scores[1:]:
+        peak = jnp.maximum(peak, score.max(axis=-1, keepdims=True))
+    out = jnp.zeros(query.shape, jnp.float32)
+    total = jnp.zeros_like(peak)
+    for score, value_block in zip(scores, new_values, strict=True):
+        weights = jnp.exp((score - peak) * C**-0.5)
+        out += jnp.einsum(
+            "rkgt,rktc->rkgc",
+            weights.astype(value_block.dtype),
+            value_block,
+            preferred_element_type=jnp.float32,
+        )
+        total += weights.sum(axis=-1, keepdims=True)
+    return (out / total).astype(q.dtype).reshape(R, 1, H, C), tuple(new_keys), tuple(new_values)
 
 
 def _on_shards(local, in_specs, out_specs):

@@ -25,20 +25,10 @@ from dcore_jax.mesh import BATCH_AXES
 from dcore_jax.models import Decoder
 from dcore_jax.weights import shardings
 
-_SHORTEST = 32  # tokens: the first bucket of prompt and cache lengths
 _KEPT_PREFILLS = 4  # prompts of a group mostly arrive together: their keys and values are computed once
 
-_new_cache = partial(jax.jit, static_argnums=(0, 1, 2, 3))(kv.zeros)
-_resized = partial(jax.jit, static_argnums=1)(kv.resize)
+_new_blocks = partial(jax.jit, static_argnums=(0, 1, 2, 3))(kv.zeros)
 _inserted = partial(jax.jit, donate_argnums=0)(kv.insert)
-
-
-def bucket(length: int, longest: int) -> int:
-    """The smallest of 32, 48, 64, 96, 128, 192, ... and `longest` that holds `length` tokens."""
-    size = _SHORTEST
-    while size < length:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return min(size, longest)
 
 
 class NativeEngine:
@@ -74,7 +64,9 @@ class NativeEngine:
         weight_version: int = 0,
     ):
         config = decoder.config
-        self._network = Network(config, replace(decoder.compute, param_dtype=decoder.compute.dtype, remat="none"))
+        self._network = Network(
+            config, replace(decoder.compute, param_dtype=decoder.compute.dtype, remat="none")
+        )
         self._shapes = _shapes(nnx.state(decoder, nnx.Param))
         most = config.max_position_embeddings
         self.max_length = most if max_length is None else max_length
@@ -99,7 +91,7 @@ class NativeEngine:
         self._slot_count, self._steps = slots, steps_per_dispatch
         self._first_length = min(first_length, self.max_length)
         self._eos = frozenset(eos_token_ids)
-        self._cache: kv.Cache | None = None
+        self._cache = self._no_blocks = (kv.LayerCache((), ()),) * config.num_layers
         self._prefilled: OrderedDict[tuple[int, ...], tuple[kv.Cache, int]] = OrderedDict()
         self._queue: deque[Ticket] = deque()
         self._overlong: list[Ticket] = []
@@ -124,7 +116,8 @@ class NativeEngine:
     def generate(self, requests: Sequence[Request]) -> list[Sample]:
         """See Engine.generate. A prompt of `max_length` tokens or more comes back with finish reason `overlong`."""
         numbers = self._enqueue(requests)
-        wanted, done = set(numbers), {}
+        wanted = set(numbers)
+        done: dict[int, Sample] = {}
         while len(done) < len(numbers):
             for ticket in self._advance():
                 if ticket.number in wanted:
@@ -145,12 +138,16 @@ class NativeEngine:
     def update_weights(self, weights: Decoder | nnx.State, version: int) -> None:
         """See Engine.update_weights."""
         if self.in_flight:
-            raise RuntimeError(f"{self.in_flight} requests are in flight; poll until none is, then update the weights")
+            raise RuntimeError(
+                f"{self.in_flight} requests are in flight; poll until none is, then update the weights"
+            )
         state = nnx.state(weights, nnx.Param) if isinstance(weights, Decoder) else weights
         if _shapes(state) != self._shapes:
-            raise UserError(f"weights of version {version} have other names or shapes than the engine's model")
+            raise UserError(
+                f"weights of version {version} have other names or shapes than the engine's model"
+            )
         # Old keys and values belong to old weights, and a NaN among them would outlive the row it came from.
-        self._weights, self._cache = None, None
+        self._weights, self._cache = None, self._no_blocks
         self._prefilled.clear()
         with self._in_mesh():
             self._weights = rollout_weights(self._network, state, self._mesh)
@@ -158,7 +155,7 @@ class NativeEngine:
 
     def close(self) -> None:
         """See Engine.close."""
-        self._weights, self._cache = None, None
+        self._weights, self._cache = None, self._no_blocks
         self._prefilled.clear()
         self._queue.clear()
         self._slots = Slots(self._slot_count, self._network.config.vocab_size)
@@ -208,7 +205,7 @@ class NativeEngine:
             self._network, self._steps, self._weights, self._cache, rows, sampling, stops, np.int32(enough)
         )
         decoded = jax.device_get(decoded)
-        sampled = np.arange(self._steps) < decoded.count[:, None]
+        sampled = np.arange(self._steps) < decoded.sampled[:, None]
         if not np.isfinite(decoded.logprobs, where=sampled, out=np.ones_like(sampled)).all():
             raise UserError(
                 f"weights of version {self._version} give logits that are not finite; go back to an earlier checkpoint"
@@ -216,14 +213,15 @@ class NativeEngine:
         return self._slots.advance(decoded)
 
     def _make_room(self, positions: int) -> None:
-        size = bucket(max(positions, self._first_length), self.max_length)
-        if self._cache is None:
+        sizes = kv.block_sizes(max(positions, self._first_length))
+        have = len(self._cache[0].keys)
+        if len(sizes) > have:
             config, dtype = self._network.config, self._network.compute.dtype
-            self._cache = _new_cache(config, self._slot_count, size, dtype)
-        have = self._cache[0].keys.shape[3]
+            more = _new_blocks(config, self._slot_count, tuple(sizes[have:]), dtype)
+            self._cache = kv.joined(self._cache, more)
         # Grows at once, shrinks only where that halves the work of every token.
-        if size > have or 2 * size <= have:
-            self._cache = _resized(self._cache, size)
+        elif 2 * sum(sizes) <= kv.room(self._cache):
+            self._cache = kv.first_blocks(self._cache, len(sizes))
 
     def _admit(self) -> None:
         """Gives idle slots to waiting requests, and puts their prompts, all but the last token, into the cache."""
@@ -235,7 +233,7 @@ class NativeEngine:
                 places.setdefault(prefix, []).append(slot)
         if not places:
             return
-        self._make_room(self._slots.room_needed(1))
+        self._make_room(self._slots.room_needed(self._steps))
         for prefix in places:
             if prefix in self._prefilled:
                 self._prefilled.move_to_end(prefix)
@@ -249,12 +247,12 @@ class NativeEngine:
         """Prefixes that go through the model together: of one bucket, as many as the mesh has row shards."""
         by_bucket: dict[int, list[tuple[int, ...]]] = {}
         for prefix in prefixes:
-            by_bucket.setdefault(bucket(len(prefix), self.max_length), []).append(prefix)
+            by_bucket.setdefault(kv.bucket(len(prefix)), []).append(prefix)
         rows = self._prefill_rows
         return [group[i : i + rows] for group in by_bucket.values() for i in range(0, len(group), rows)]
 
     def _run_prefill(self, prefixes: list[tuple[int, ...]]) -> None:
-        tokens = np.zeros((self._prefill_rows, bucket(len(prefixes[0]), self.max_length)), np.int32)
+        tokens = np.zeros((self._prefill_rows, kv.bucket(len(prefixes[0]))), np.int32)
         for row, prefix in enumerate(prefixes):
             tokens[row, : len(prefix)] = prefix
             self._counts["prefilled_tokens"] += len(prefix)
@@ -270,7 +268,9 @@ class NativeEngine:
         table = np.zeros((2, self._slot_count), np.int32)
         table[:, : len(pairs)] = np.transpose(pairs)
         made = self._prefilled[next(iter(places))][0]
-        self._cache = _inserted(self._cache, made, table[0], table[1], np.int32(len(pairs)))
+        touched = len(made[0].keys)
+        head, tail = kv.first_blocks(self._cache, touched), kv.after_blocks(self._cache, touched)
+        self._cache = kv.joined(_inserted(head, made, table[0], table[1], np.int32(len(pairs))), tail)
 
 
 def _mesh_in_use() -> Mesh | None:

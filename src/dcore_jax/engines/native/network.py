@@ -11,11 +11,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from dcore_jax.engines.native.cache import Cache, LayerCache, as_cache_layout, attend_to_cache, constrain_cache
+from dcore_jax.engines.native.cache import (
+    Cache,
+    LayerCache,
+    as_blocks,
+    attend_to_cache,
+    constrain_cache,
+    room,
+)
 from dcore_jax.engines.native.sampling import RowSampling, sample
 from dcore_jax.mesh import sharding
 from dcore_jax.models import Compute, Decoder, ModelConfig, abstract_decoder
@@ -50,12 +58,15 @@ def rollout_weights(network: Network, state: nnx.State, mesh: Mesh | None) -> Ro
     """
     if mesh is None:
         return jax.jit(partial(_cast_and_cut, network))(state)
-    logical = {row.path: tuple(None if a == "embed" else a for a in row.logical) for row in parameters(network.config)}
+    logical = {
+        row.path: tuple(None if a == "embed" else a for a in row.logical)
+        for row in parameters(network.config)
+    }
 
     def where(prefix: tuple[str, ...], part: nnx.State) -> nnx.State:
         flat = {}
         for path, _ in nnx.to_flat_state(part):
-            axes = logical[(*prefix, *path)]
+            axes = logical[(*prefix, *map(str, path))]
             flat[path] = nnx.Param(sharding(mesh, axes[1:] if prefix else axes))
         return nnx.State.from_flat_path(flat)
 
@@ -93,33 +104,33 @@ def _run(network: Network, weights: RolloutWeights, tokens, positions, run_atten
 
 @partial(jax.jit, static_argnums=0)
 def prefill(network: Network, weights: RolloutWeights, tokens: Int[Array, "rows length"]) -> Cache:
-    """Keys and values of prompts, padded at their ends with anything: no token sees one after it."""
+    """Keys and values of prompts, padded at their ends to a `bucket` with anything: no token sees one after it."""
     rows, length = tokens.shape
 
     def run_attention(q, k, v, _):
         same = jnp.zeros((rows, length), jnp.int32)
-        return attend(q, k, v, same, implementation=network.compute.attention), as_cache_layout(k, v)
+        return attend(q, k, v, same, implementation=network.compute.attention), as_blocks(k, v)
 
     positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
     return _run(network, weights, tokens, positions, run_attention, (None,) * network.config.num_layers)[2]
 
 
 class Rows(NamedTuple):
-    """Where every slot stands."""
+    """Where every slot stands; arrays of the host or of the device."""
 
-    token: Int[Array, " rows"]  # to be fed next: the prompt's last or the last one sampled
-    position: Int[Array, " rows"]  # of that token in its sequence
-    step: Int[Array, " rows"]  # tokens sampled so far
-    left: Int[Array, " rows"]  # tokens that may still be sampled; 0: the slot is idle
+    token: Int[Array | np.ndarray, " rows"]  # to be fed next: the prompt's last or the last one sampled
+    position: Int[Array | np.ndarray, " rows"]  # of that token in its sequence
+    step: Int[Array | np.ndarray, " rows"]  # tokens sampled so far
+    left: Int[Array | np.ndarray, " rows"]  # tokens that may still be sampled; 0: the slot is idle
 
 
 class Decoded(NamedTuple):
-    """What one dispatch sampled: the first `count` columns of every row."""
+    """What one dispatch sampled: the first `sampled` columns of every row."""
 
-    tokens: Int[Array, "rows steps"]
-    logprobs: Float[Array, "rows steps"]
-    count: Int[Array, " rows"]
-    left: Int[Array, " rows"]  # 0: finished
+    tokens: Int[Array | np.ndarray, "rows steps"]
+    logprobs: Float[Array | np.ndarray, "rows steps"]
+    sampled: Int[Array | np.ndarray, " rows"]
+    left: Int[Array | np.ndarray, " rows"]  # 0: finished
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
@@ -135,10 +146,11 @@ def decode(
 ) -> tuple[Cache, Decoded]:
     """Up to `steps` tokens for every busy row, in one program; ends early when all are idle or `enough` rows have finished.
 
-    `stops` are the token ids that end a row, padded with -1. The cache must have room for `steps` more positions in every busy row.
+    `stops` are the token ids that end a row, padded with -1. The cache must have room for `steps` more positions in
+    every busy row.
     """
     busy_at_start = jnp.sum(rows.left > 0)
-    room = cache[0].keys.shape[3]
+    nowhere = room(cache)
 
     def more(carry):
         i, _, rows, *_ = carry
@@ -148,7 +160,7 @@ def decode(
     def one(carry):
         i, cache, rows, tokens, logprobs = carry
         busy = rows.left > 0
-        writes = jnp.where(busy, rows.position, room)
+        writes = jnp.where(busy, rows.position, nowhere)
 
         def run_attention(q, k, v, layer: LayerCache):
             return attend_to_cache(q, k, v, rows.position, writes, layer)

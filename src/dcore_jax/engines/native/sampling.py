@@ -8,18 +8,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
-
-_LOWEST = -1e30  # stands for -inf where two of them might be subtracted
 
 
 class RowSampling(NamedTuple):
     """SamplingParams of every row, as arrays."""
 
-    seed: UInt32[Array, "rows 2"]  # high and low word
-    temperature: Float[Array, " rows"]  # 0: greedy
-    top_p: Float[Array, " rows"]
-    top_k: Int[Array, " rows"]  # vocabulary size or more: all
+    seed: UInt32[Array | np.ndarray, "rows 2"]  # high and low word
+    temperature: Float[Array | np.ndarray, " rows"]  # 0: greedy
+    top_p: Float[Array | np.ndarray, " rows"]
+    top_k: Int[Array | np.ndarray, " rows"]  # vocabulary size or more: all
 
 
 def sample(
@@ -41,7 +40,10 @@ def sample(
         lambda: jnp.where(weights >= _threshold(weights, sampling)[:, None, None], weights, 0.0),
         lambda: weights,
     )
-    token = jnp.where(greedy, _first_of(table == peak[:, None, None]), _draw(kept, sampling.seed, step))
+    drawn = jax.lax.cond(
+        jnp.all(greedy), lambda: jnp.zeros_like(step), lambda: _draw(kept, sampling.seed, step)
+    )
+    token = jnp.where(greedy, _first_of(table == peak[:, None, None]), drawn)
     token = jnp.minimum(token, logits.shape[1] - 1)  # NaN logits: stay in range, the log-probability tells
     chosen = jnp.take_along_axis(scaled, token[:, None], axis=1)[:, 0]
     return token, chosen - peak - jnp.log(total)
@@ -56,12 +58,12 @@ def _table(scaled: Float[Array, "rows vocab"]) -> Float[Array, "rows i j"]:
 
 def _first_of(where: Array) -> Int[Array, " rows"]:
     """The smallest token for which `where` [R, I, J] holds."""
-    _, I, J = where.shape
-    tokens = (jnp.arange(I)[:, None] * J + jnp.arange(J)).astype(jnp.int32)
-    return jnp.where(where, tokens, I * J).min(axis=1).min(axis=1)
+    _, rows, columns = where.shape
+    tokens = jnp.arange(rows * columns, dtype=jnp.int32).reshape(rows, columns)
+    return jnp.where(where, tokens, rows * columns).min(axis=1).min(axis=1)
 
 
-def _draw(weights: Float[Array, "rows i j"], seed: Array, step: Array) -> Int[Array, " rows"]:
+def _draw(weights: Float[Array, "rows i j"], seed: Array | np.ndarray, step: Array) -> Int[Array, " rows"]:
     """A token with probability proportional to its weight: first its column j, then its row i, each by inverting the CDF.
 
     Two uniforms in place of one, so that 23 random bits do not blur the probabilities of rare tokens.

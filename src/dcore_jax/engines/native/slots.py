@@ -29,7 +29,12 @@ class Ticket:
             reason = "overlong"
         request = self.request
         return Sample(
-            request.id, tuple(request.prompt_ids), tuple(self.ids), tuple(self.logprobs), reason, weight_version
+            request.id,
+            tuple(request.prompt_ids),
+            tuple(self.ids),
+            tuple(self.logprobs),
+            reason,
+            weight_version,
         )
 
 
@@ -39,14 +44,13 @@ class Slots:
     def __init__(self, count: int, vocab_size: int):
         self._vocab_size = vocab_size
         self._tickets: list[Ticket | None] = [None] * count
-        integers = {name: np.zeros(count, np.int32) for name in Rows._fields}
-        self._rows = Rows(**integers)
-        self._sampling = RowSampling(
-            seed=np.zeros((count, 2), np.uint32),
-            temperature=np.ones(count, np.float32),
-            top_p=np.ones(count, np.float32),
-            top_k=np.full(count, vocab_size, np.int32),
-        )
+        self._rows = {name: np.zeros(count, np.int32) for name in Rows._fields}
+        self._sampling = {
+            "seed": np.zeros((count, 2), np.uint32),
+            "temperature": np.ones(count, np.float32),
+            "top_p": np.ones(count, np.float32),
+            "top_k": np.full(count, vocab_size, np.int32),
+        }
         self._stops = np.full((count, _FEWEST_STOPS), -1, np.int32)
 
     @property
@@ -61,14 +65,22 @@ class Slots:
         """Puts a ticket into an idle slot; its prompt but for the last token must be in the cache before the next dispatch."""
         request, wish = ticket.request, ticket.request.sampling
         self._tickets[slot] = ticket
-        for array, value in zip(
-            self._rows, (request.prompt_ids[-1], len(request.prompt_ids) - 1, 0, ticket.limit), strict=True
-        ):
-            array[slot] = value
-        top_k = self._vocab_size if wish.top_k == -1 else min(wish.top_k, self._vocab_size)
-        seed = (wish.seed >> 32, wish.seed & 0xFFFFFFFF)
-        for array, value in zip(self._sampling, (seed, wish.temperature, wish.top_p, top_k), strict=True):
-            array[slot] = value
+        place = {
+            "token": request.prompt_ids[-1],
+            "position": len(request.prompt_ids) - 1,
+            "step": 0,
+            "left": ticket.limit,
+        }
+        how = {
+            "seed": (wish.seed >> 32, wish.seed & 0xFFFFFFFF),
+            "temperature": wish.temperature,
+            "top_p": wish.top_p,
+            "top_k": self._vocab_size if wish.top_k == -1 else min(wish.top_k, self._vocab_size),
+        }
+        for name, value in place.items():
+            self._rows[name][slot] = value
+        for name, setting in how.items():
+            self._sampling[name][slot] = setting
         while len(ticket.stops) > self._stops.shape[1]:
             self._stops = np.concatenate([self._stops, np.full_like(self._stops, -1)], axis=1)
         self._stops[slot] = -1
@@ -76,25 +88,29 @@ class Slots:
 
     def room_needed(self, steps: int) -> int:
         """Positions that the cache must have for `steps` more tokens in every busy slot."""
-        return int(np.max(self._rows.position + np.minimum(self._rows.left, steps), initial=0, where=self._rows.left > 0))
+        left = self._rows["left"]
+        needed = self._rows["position"] + np.minimum(left, steps)
+        return int(np.max(needed, initial=0, where=left > 0))
 
     def arrays(self) -> tuple[Rows, RowSampling, np.ndarray]:
         """What `network.decode` wants to know; copies, as the device may still read them when the host goes on."""
-        return Rows(*map(np.copy, self._rows)), RowSampling(*map(np.copy, self._sampling)), self._stops.copy()
+        rows = Rows(**{name: array.copy() for name, array in self._rows.items()})
+        sampling = RowSampling(**{name: array.copy() for name, array in self._sampling.items()})
+        return rows, sampling, self._stops.copy()
 
     def advance(self, decoded: Decoded) -> list[Ticket]:
         """Takes over what a dispatch sampled (arrays on the host); returns the finished tickets, whose slots are idle again."""
         finished = []
         for slot, ticket in enumerate(self._tickets):
-            count = int(decoded.count[slot])
+            count = int(decoded.sampled[slot])
             if ticket is None or not count:
                 continue
             ticket.ids += decoded.tokens[slot, :count].tolist()
             ticket.logprobs += decoded.logprobs[slot, :count].tolist()
-            self._rows.token[slot] = ticket.ids[-1]
-            self._rows.position[slot] += count
-            self._rows.step[slot] += count
-            self._rows.left[slot] = decoded.left[slot]
+            self._rows["token"][slot] = ticket.ids[-1]
+            self._rows["position"][slot] += count
+            self._rows["step"][slot] += count
+            self._rows["left"][slot] = decoded.left[slot]
             if not decoded.left[slot]:
                 self._tickets[slot] = None
                 finished.append(ticket)

