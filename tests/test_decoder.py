@@ -129,7 +129,7 @@ def test_long_rows_attend_in_blocks_with_the_same_result(checkpoints, monkeypatc
         return jnp.square(nnx.merge(nnx.split(model)[0], params)(tokens, None, ids)).mean()
 
     expected = jax.value_and_grad(loss)(nnx.state(model))
-    monkeypatch.setattr(attention, "XLA_QUERY_BLOCK", 16)
+    monkeypatch.setitem(attention.XLA_BLOCK, "cpu", 16)
     actual = jax.value_and_grad(loss)(nnx.state(model))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), actual, expected)
 

@@ -4,6 +4,8 @@
 honour the segments raises: no backend ignores them.
 """
 
+import math
+from functools import partial
 from typing import Literal, get_args
 
 import jax
@@ -15,21 +17,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dcore_jax.errors import UserError
 from dcore_jax.mesh import BATCH_AXES
+from dcore_jax.models.blocked_attention import blocked_attention
 
 AttentionImplementation = Literal["auto", "xla", "cudnn", "splash", "splash_interpret"]
 
-# Queries attend in blocks, so that scores are [block, keys so far] and the keys after a block cost nothing.
-XLA_QUERY_BLOCK = 256
-XLA_MOST_BLOCKS = 16
+# Tokens of a block of blocked_attention. An accelerator asks the host about each turn of its loops: few and large ones there.
+XLA_BLOCK = {"cpu": 128, "gpu": 512, "tpu": 512}
 
 
-def segment_mask(
-    queries: Int[Array, "batch queries"], keys: Int[Array, "batch keys"], first_query: int = 0
-) -> Bool[Array, "batch 1 queries keys"]:
-    """True where query i may see key j: the same segment, and j not after i. Query i stands at row `first_query + i`."""
-    same = queries[:, None, :, None] == keys[:, None, None, :]
-    rows = first_query + jnp.arange(queries.shape[1])
-    return same & (jnp.arange(keys.shape[1])[None, :] <= rows[:, None])
+def segment_mask(segment_ids: Int[Array, "batch length"]) -> Bool[Array, "batch 1 length length"]:
+    """True where query i may see key j: the same segment, and j not after i."""
+    same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+    at = jnp.arange(segment_ids.shape[1])
+    return same & (at[None, :] <= at[:, None])
 
 
 def choose_implementation(
@@ -79,14 +79,14 @@ def attend(
     chosen = choose_implementation(
         implementation, platform=jax.default_backend(), dtype=q.dtype, head_dim=q.shape[-1], length=q.shape[1]
     )
-    if chosen == "xla":
-        return _xla(q, k, v, segment_ids)
-    local = (
-        _cudnn if chosen == "cudnn" else lambda *args: _splash(*args, interpret=chosen == "splash_interpret")
+    local = {"xla": _xla, "cudnn": _cudnn}.get(
+        chosen, partial(_splash, interpret=chosen == "splash_interpret")
     )
-    # A custom kernel is opaque to the partitioner: hand every device its own rows and heads.
+    # A kernel is opaque to the partitioner, and bounds of loops are one device's own: hand each its own rows and heads.
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh.empty or mesh.size == 1 or mesh.are_all_axes_manual:
+        return local(q, k, v, segment_ids)
+    if chosen == "xla" and not _divides(mesh, q.shape[0], k.shape[2]):
         return local(q, k, v, segment_ids)
     rows, heads = P(BATCH_AXES), P(BATCH_AXES, None, "tensor", None)
     return jax.shard_map(local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)(
@@ -94,31 +94,20 @@ def attend(
     )
 
 
+def _divides(mesh: jax.sharding.AbstractMesh, rows: int, kv_heads: int) -> bool:
+    """Whether all devices get as many rows and heads; where not, the partitioner finds a way of its own."""
+    sizes = mesh.shape
+    return (
+        rows % math.prod(sizes.get(a, 1) for a in BATCH_AXES) == 0 and kv_heads % sizes.get("tensor", 1) == 0
+    )
+
+
 def _xla(q, k, v, segment_ids):
-    length = q.shape[1]
-    block = max(XLA_QUERY_BLOCK, -(-length // XLA_MOST_BLOCKS))
-    if length <= block:
-        mask = segment_mask(segment_ids, segment_ids)
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
-
-    @jax.checkpoint  # scores of one block at a time in the backward pass too
-    def attend_block(q_block, k_seen, v_seen, ids_block, ids_seen):
-        mask = segment_mask(ids_block, ids_seen, first_query=k_seen.shape[1] - q_block.shape[1])
-        return jax.nn.dot_product_attention(q_block, k_seen, v_seen, mask=mask, implementation="xla")
-
-    blocks = []
-    for start in range(0, length, block):
-        end = min(start + block, length)
-        blocks.append(
-            attend_block(
-                q[:, start:end], k[:, :end], v[:, :end], segment_ids[:, start:end], segment_ids[:, :end]
-            )
-        )
-    return jnp.concatenate(blocks, axis=1)
+    return blocked_attention(q, k, v, segment_ids, block=XLA_BLOCK[jax.default_backend()])
 
 
 def _cudnn(q, k, v, segment_ids):
-    mask = segment_mask(segment_ids, segment_ids)
+    mask = segment_mask(segment_ids)
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="cudnn")
 
 

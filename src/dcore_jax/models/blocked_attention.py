@@ -1,0 +1,135 @@
+"""Attention in plain XLA, block by block, forward and backward, that leaves out the blocks which no query of a block may see.
+
+The online softmax of arXiv 1805.02867 and the backward pass of arXiv 2205.14135, as loops whose bounds depend on the segments:
+the cost of a packed row is that of its segments, not of its length, and no scores beyond one block are ever held.
+
+Shape letters: n blocks of T tokens, B rows, K key heads, G query heads of each, C head_dim. Queries lie as [n, B, K, G * T, C],
+so that the queries which share a key head meet it in one product.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+# Below every score, and finite, so that differences of it are no NaN.
+_LOWEST = np.float32(-1e30)
+_NO_SEGMENT = -1
+
+
+class _Blocks(NamedTuple):
+    """What tells which keys a query may see."""
+
+    segment_ids: Int[Array, "n B T"]
+    first: Int[Array, " n"]  # the first block that some query of a block may see
+
+
+def blocked_attention(
+    q: Float[Array, "batch length heads head_dim"],
+    k: Float[Array, "batch length kv_heads head_dim"],
+    v: Float[Array, "batch length kv_heads head_dim"],
+    segment_ids: Int[Array, "batch length"],
+    *,
+    block: int,
+) -> Float[Array, "batch length heads head_dim"]:
+    """Causal softmax attention within segments (runs of equal ids), scaled by `head_dim ** -0.5`; softmax in float32."""
+    (B, S, H, C), K = q.shape, k.shape[2]
+    T = min(block, S)
+    n = -(-S // T)
+    end = [(0, 0), (0, n * T - S)]
+    ids = jnp.pad(segment_ids, end, constant_values=_NO_SEGMENT)
+    q, k, v = (jnp.pad(x, [*end, (0, 0), (0, 0)]) for x in (q * np.asarray(C**-0.5, q.dtype), k, v))
+    keys, values = (x.reshape(B, n, T, K, C).transpose(1, 0, 3, 2, 4) for x in (k, v))
+    queries = q.reshape(B, n, T, K, H // K, C).transpose(1, 0, 3, 4, 2, 5).reshape(n, B, K, -1, C)
+    blocks = _Blocks(ids.reshape(B, n, T).swapaxes(0, 1), _first_blocks(ids, T))
+    out = _attention(queries, keys, values, blocks).reshape(n, B, K, H // K, T, C)
+    return out.transpose(1, 0, 4, 2, 3, 5).reshape(B, n * T, H, C)[:, :S]
+
+
+def _first_blocks(ids: Int[Array, "B S"], T: int) -> Int[Array, " n"]:
+    starts = jnp.pad(ids[:, 1:] != ids[:, :-1], [(0, 0), (1, 0)])
+    start = lax.cummax(jnp.where(starts, jnp.arange(ids.shape[1]), 0), axis=1)
+    return (start[:, ::T].min(0) // T).astype(jnp.int32)
+
+
+@jax.custom_vjp
+def _attention(queries, keys, values, blocks):
+    return _forward(queries, keys, values, blocks)[0]
+
+
+def _forward(queries, keys, values, blocks):
+    n, B, K, GT, C = queries.shape
+
+    def attend_block(_, at):
+        i, q, ids, first = at
+
+        def see(j, carry):
+            highest, total, out = carry
+            scores = _scores(q, keys[j], ids, blocks.segment_ids[j], i, j)
+            higher = jnp.maximum(highest, scores.max(-1, keepdims=True))
+            weights, kept = jnp.exp(scores - higher), jnp.exp(highest - higher)
+            out = out * kept + _product("BKqL,BKLC->BKqC", weights.astype(q.dtype), values[j])
+            return higher, total * kept + weights.sum(-1, keepdims=True), out
+
+        column = (B, K, GT, 1)
+        # A query that sees nothing in the first blocks counts them with weight 1 until its own block comes: then `kept` is 0.
+        start = (jnp.full(column, _LOWEST), jnp.zeros(column), jnp.zeros((B, K, GT, C)))
+        highest, total, out = _loop(n, first, i + 1, see, start)
+        return None, ((out / total).astype(q.dtype), highest + jnp.log(total))
+
+    _, (out, logsumexp) = lax.scan(attend_block, None, (jnp.arange(n), queries, *blocks))
+    return out, (queries, keys, values, blocks, out, logsumexp)
+
+
+def _backward(residuals, d_out):
+    """`d_scores = weights * (d_out . value - d_out . out)`; the weights come again from logsumexp."""
+    queries, keys, values, blocks, out, logsumexp = residuals
+    d_dot_out = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
+
+    def descend_block(carry, at):
+        i, q, ids, first, d, logsumexp, d_dot_out = at
+
+        def descend(j, carry):
+            d_q, d_keys, d_values = carry
+            weights = jnp.exp(_scores(q, keys[j], ids, blocks.segment_ids[j], i, j) - logsumexp)
+            d_weights = _product("BKqC,BKLC->BKqL", d, values[j])
+            d_scores = (weights * (d_weights - d_dot_out)).astype(q.dtype)
+            d_q += _product("BKqL,BKLC->BKqC", d_scores, keys[j])
+            d_keys = d_keys.at[j].add(_product("BKqL,BKqC->BKLC", d_scores, q))
+            d_values = d_values.at[j].add(_product("BKqL,BKqC->BKLC", weights.astype(q.dtype), d))
+            return d_q, d_keys, d_values
+
+        d_q, *carry = _loop(keys.shape[0], first, i + 1, descend, (jnp.zeros(q.shape, jnp.float32), *carry))
+        return tuple(carry), d_q.astype(q.dtype)
+
+    zeros = jnp.zeros(keys.shape, jnp.float32)
+    (d_keys, d_values), d_queries = lax.scan(
+        descend_block,
+        (zeros, zeros),
+        (jnp.arange(keys.shape[0]), queries, *blocks, d_out, logsumexp, d_dot_out),
+    )
+    return d_queries, d_keys.astype(keys.dtype), d_values.astype(values.dtype), None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _loop(blocks: int, start, stop, body, carry):
+    """`lax.fori_loop`, or just the body where there is one block."""
+    return body(0, carry) if blocks == 1 else lax.fori_loop(start, stop, body, carry)
+
+
+def _scores(q_BxKxGTxC, k_BxKxTxC, query_ids, key_ids, i, j):
+    """Scores of query block i against key block j, [B, K, G * T, T] float32; what a query may not see is _LOWEST."""
+    scores = _product("BKqC,BKLC->BKqL", q_BxKxGTxC, k_BxKxTxC)
+    B, K, GT, T = scores.shape
+    at = jnp.arange(T)
+    seen = (query_ids[:, :, None] == key_ids[:, None, :]) & (at[None, :] + j * T <= at[:, None] + i * T)
+    return jnp.where(seen[:, None, None], scores.reshape(B, K, -1, T, T), _LOWEST).reshape(B, K, GT, T)
+
+
+_product = partial(jnp.einsum, preferred_element_type=jnp.float32)

@@ -1,0 +1,64 @@
+"""Attention by blocks against the dense formula, and the blocks it must not touch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dcore_jax.models.blocked_attention import blocked_attention
+
+# Two rows with borders in different places, the second with padding behind; no length is a multiple of the block.
+IDS = jnp.asarray(np.stack([np.repeat([1, 2, 3], [30, 27, 13]), np.repeat([1, 2, 0], [9, 50, 11])]), jnp.int32)
+
+
+def inputs(heads, kv_heads, seed=0):
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.normal(size=(2, 70, h, 8)), jnp.float32) for h in (heads, kv_heads, kv_heads)]
+
+
+def dense(q, k, v, ids):
+    """The formula itself, on the whole matrix of scores."""
+    k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
+    scores = jnp.einsum("bqhc,bkhc->bhqk", q, k) / np.sqrt(q.shape[-1])
+    seen = (ids[:, None, :, None] == ids[:, None, None, :]) & np.tri(ids.shape[1], dtype=bool)
+    return jnp.einsum("bhqk,bkhc->bqhc", jax.nn.softmax(jnp.where(seen, scores, -jnp.inf)), v)
+
+
+@pytest.mark.parametrize("block", [7, 16, 128])
+@pytest.mark.parametrize("heads", [(4, 1), (4, 2), (2, 2)])
+def test_values_and_gradients_equal_the_dense_formula(heads, block):
+    arrays = inputs(*heads)
+
+    def both(attention):
+        out, pull = jax.vjp(attention, *arrays)
+        return out, pull(jnp.cos(jnp.arange(out.size)).reshape(out.shape))
+
+    actual = jax.jit(lambda: both(lambda q, k, v: blocked_attention(q, k, v, IDS, block=block)))()
+    expected = jax.jit(lambda: both(lambda q, k, v: dense(q, k, v, IDS)))()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected)
+
+
+def test_blocks_of_earlier_segments_are_never_read():
+    # In both rows the block of tokens 48 to 63 belongs to segments that begin after token 8, so block 0 (0 to 7) is left out.
+    q, k, v = inputs(4, 2)
+    poisoned = [x.at[:, :8].set(jnp.nan) for x in (k, v)]
+    out = jax.jit(lambda k, v: blocked_attention(q, k, v, IDS, block=8))
+    np.testing.assert_array_equal(out(*poisoned)[:, 40:56], out(k, v)[:, 40:56])
+    assert np.isnan(out(*poisoned)[:, :8]).all()
+
+
+def test_no_gradient_crosses_a_border_and_bf16_stays_close_to_float32():
+    arrays = inputs(4, 2)
+
+    def second_segment(q, k, v):
+        return jnp.square(blocked_attention(q, k, v, IDS, block=16)[0, 30:57].astype(jnp.float32)).sum()
+
+    for gradient in jax.grad(second_segment, argnums=(0, 1, 2))(*arrays):
+        touched = np.abs(gradient).sum((2, 3)) > 0
+        assert touched[0, 31:56].all()
+        assert not touched[0, :30].any() and not touched[0, 57:].any() and not touched[1].any()
+    exact = blocked_attention(*arrays, IDS, block=16)
+    half = blocked_attention(*(x.astype(jnp.bfloat16) for x in arrays), IDS, block=16)
+    assert half.dtype == jnp.bfloat16
+    error = np.abs(half.astype(jnp.float32) - exact).max()
+    assert 0 < error < 0.05
