@@ -8,7 +8,9 @@ import pytest
 from dcore_jax.models.blocked_attention import blocked_attention
 
 # Two rows with borders in different places, the second with padding behind; no length is a multiple of the block.
-IDS = jnp.asarray(np.stack([np.repeat([1, 2, 3], [30, 27, 13]), np.repeat([1, 2, 0], [9, 50, 11])]), jnp.int32)
+IDS = jnp.asarray(
+    np.stack([np.repeat([1, 2, 3], [30, 27, 13]), np.repeat([1, 2, 0], [9, 50, 11])]), jnp.int32
+)
 
 
 def inputs(heads, kv_heads, seed=0):
