@@ -71,6 +71,12 @@ def constrain_cache(x: Array) -> Array:
     return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, _CACHE)
 
 
+def replicated(x: Array) -> Array:
+    """The same array, whole on every device of the mesh in use."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, P())
+
+
 def first_blocks(cache: Cache, count: int) -> Cache:
     """The cache of the first `count` blocks."""
     return tuple(LayerCache(layer.keys[:count], layer.values[:count]) for layer in cache)

@@ -22,6 +22,7 @@ from dcore_jax.engines.native.cache import (
     as_blocks,
     attend_to_cache,
     constrain_cache,
+    replicated,
     room,
 )
 from dcore_jax.engines.native.sampling import RowSampling, sample
@@ -186,4 +187,5 @@ def decode(
     start = (jnp.int32(0), cache, rows, jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
     _, cache, after, tokens, logprobs = jax.lax.while_loop(more, one, start)
     cache = jax.tree.map(constrain_cache, cache)
-    return cache, Decoded(tokens, logprobs, after.step - rows.step, after.left)
+    decoded = Decoded(tokens, logprobs, after.step - rows.step, after.left)
+    return cache, jax.tree.map(replicated, decoded)  # every process of a mesh reads all of it
