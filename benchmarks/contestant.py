@@ -21,7 +21,10 @@ def serve(setup: Callable[[dict[str, Any]], Callable[[int], tuple[float, int]]])
     the largest resident size of the process.
     """
     with open(sys.argv[1]) as file:
-        step = setup(json.load(file))
+        spec = json.load(file)
+    # A contestant that needs too much fails alone, and takes nobody else on the machine with it.
+    resource.setrlimit(resource.RLIMIT_DATA, (spec["memory_bytes"], spec["memory_bytes"]))
+    step = setup(spec)
     done = 0
     for line in sys.stdin:
         seconds, core_seconds, losses, peak = [], [], [], 0

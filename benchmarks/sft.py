@@ -11,6 +11,7 @@ On a GPU, a model of Qwen3-1.7B's shape with its MFU: `--cases full-152k --dtype
 """
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -67,6 +68,9 @@ def parse() -> argparse.Namespace:
     shape = {"hidden": 256, "layers": 4, "heads": 4, "kv-heads": 2, "head-dim": 64, "threads": 2}
     for name, default in shape.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument(
+        "--memory", type=float, help="GiB that a contestant may take; default: 3/4 of what is free"
+    )
     parser.add_argument("--padded", type=int, default=8, help="records in a padded batch")
     parser.add_argument("--rows", type=int, help="instead of the cases' own")
     parser.add_argument("--length", type=int, help="instead of the cases' own")
@@ -105,7 +109,15 @@ def run_case(case: Case, args: argparse.Namespace, folder: Path) -> None:
         print("tunix: left out, --tunix-python names no file  ")
     if case.records and "tunix" in chosen:
         chosen.remove("tunix")  # it neither packs nor takes labels apart from its mask
-    spec = {"dtype": args.dtype, "remat": args.remat, "threads": args.threads, "learning_rate": 1e-5}
+    spec = {
+        "dtype": args.dtype,
+        "remat": args.remat,
+        "threads": args.threads,
+        "learning_rate": 1e-5,
+        "memory_bytes": int(args.memory * 2**30) if args.memory else free_memory() * 3 // 4,
+        # Padded batches go through torch two rows at a time, as gradient accumulation: all at once is more than most memories hold.
+        "rows_at_a_time": 2 if case.records else case.rows,
+    }
     running = {
         name: Contestant(commands[name], {**spec, "steps": len(work[name].flops)}, folder, name)
         for name in chosen
@@ -113,8 +125,13 @@ def run_case(case: Case, args: argparse.Namespace, folder: Path) -> None:
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
     try:
         for _ in range(-1, args.rounds):  # the first round compiles and is not counted
-            for name, contestant in running.items():
-                answers[name].append(contestant.step())
+            for name, contestant in list(running.items()):
+                answer = contestant.step()
+                if answer is None:
+                    print(f"{name}: left out, its process ended ({contestant.end()})  ")
+                    del running[name], answers[name]
+                else:
+                    answers[name].append(answer)
     finally:
         for contestant in running.values():
             contestant.end()
@@ -125,30 +142,35 @@ class Contestant:
     """The other side of contestant.serve."""
 
     def __init__(self, command: list[str], spec: dict[str, Any], folder: Path, name: str):
-        self._name = name
+        self._errors = folder / f"{name}.log"
         batches = folder / f"{name}.npz"
         path = folder / f"{name}.json"
         path.write_text(json.dumps({**spec, "model": str(folder / "model"), "batches": str(batches)}))
         # Several processes share one accelerator.
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        self._process = subprocess.Popen(
-            [*command, str(path)],
-            cwd=HERE, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        with self._errors.open("w") as errors:
+            self._process = subprocess.Popen(
+                [*command, str(path)],
+                cwd=HERE, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+            )  # fmt: skip
 
-    def step(self) -> dict[str, Any]:
-        """One optimizer step; what it took."""
+    def step(self) -> dict[str, Any] | None:
+        """One optimizer step: what it took; None where the process has ended."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write("1\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write("1\n")
+            self._process.stdin.flush()
         for line in self._process.stdout:
             if line.startswith(MARK):
                 return json.loads(line[len(MARK) :])
-        sys.exit(f"{self._name}: ended with exit status {self._process.wait()}")
+        return None
 
-    def end(self) -> None:
+    def end(self) -> str:
+        """Ends the process where it has not ended; the last thing it had to say."""
         self._process.kill()
         self._process.wait()
+        said = self._errors.read_text(errors="replace").strip().splitlines()
+        return said[-1] if said else f"exit status {self._process.returncode}"
 
 
 def make_model(case: Case, args: argparse.Namespace, folder: Path) -> ModelConfig:
@@ -226,6 +248,12 @@ def device_kind() -> str:
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
     )
     return (done.stdout.strip().splitlines() or ["cpu"])[-1]
+
+
+def free_memory() -> int:
+    """Bytes that new processes may take without anybody's loss."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
 def version(package: str) -> str:

@@ -18,6 +18,9 @@ def setup(spec: dict[str, Any]):
     optimizer = make_optimizer(OptimizerConfig(), lambda step: spec["learning_rate"])
     graph, params = nnx.split(model)
     state = TrainState(params, optimizer.init(params), None, jnp.zeros((), jnp.int32), jax.random.PRNGKey(0))
+    state = jax.device_put(
+        state, jax.devices()[0]
+    )  # committed, as the step returns it: nothing compiles twice
     del model
     step = jax.jit(make_train_step(graph, optimizer), donate_argnums=0)
     batches = np.load(spec["batches"])

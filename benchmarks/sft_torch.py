@@ -30,13 +30,22 @@ def setup(spec: dict[str, Any]):
             torch.from_numpy(batches[at + name]).to(device) if at + name in batches else None
             for name in ("tokens", "attention_mask", "labels")
         )
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-            loss = model(input_ids=tokens, attention_mask=mask, labels=labels, use_cache=False).loss
-        loss.backward()
+        value, loss_tokens = 0.0, (labels[:, 1:] != -100).sum()
+        for start in range(0, len(tokens), spec["rows_at_a_time"]):
+            part = slice(start, start + spec["rows_at_a_time"])
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+                loss = model(
+                    input_ids=tokens[part],
+                    attention_mask=None if mask is None else mask[part],
+                    labels=labels[part],
+                    num_items_in_batch=loss_tokens,
+                    use_cache=False,
+                ).loss
+            loss.backward()
+            value += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        value = loss.item()
         if cuda:
             torch.cuda.synchronize()
         return value, torch.cuda.max_memory_allocated() if cuda else 0
