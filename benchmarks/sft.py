@@ -115,7 +115,8 @@ def run_case(case: Case, args: argparse.Namespace, folder: Path) -> None:
         "threads": args.threads,
         "learning_rate": 1e-5,
         "memory_bytes": int(args.memory * 2**30) if args.memory else free_memory() * 3 // 4,
-        # Padded batches go through torch two rows at a time, as gradient accumulation: all at once is more than most memories hold.
+        # Padded batches go through torch two rows at a time, as gradient accumulation: all at once is
+        # more than most memories hold.
         "rows_at_a_time": 2 if case.records else case.rows,
     }
     running = {
