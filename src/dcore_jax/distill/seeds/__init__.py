@@ -1,0 +1,92 @@
+"""Seeds: tool-use data sets, each in its own format, read to the one type that distillation starts from.
+
+A source is `name:path` (`toolace:data.json`, `xlam:hf://datasets/<owner>/<name>/<file>`), or `toolworld:200`.
+Formats, rules and licences: docs/seeds.md. In every sample
+
+- `history` is what was said before the query; a report's also holds the query itself, its calls and their
+  responses, so that the report is the next message;
+- `responses` has one entry a reference call, or none at all where the source records none; the calls of a
+  conversation that ends with them, after others that were answered, have empty ones.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dcore_jax.data.files import Malformed, file_rows, local_file
+from dcore_jax.data.records import Rejections
+from dcore_jax.distill.sample import SeedSample
+from dcore_jax.distill.seeds import apigen_mt, hammer, jsonl, rlla, toolace, toolworld, xlam
+from dcore_jax.distill.seeds.conversation import Conversation, checked, samples_of, with_id
+from dcore_jax.errors import UserError
+
+__all__ = ["COPY", "SOURCES", "checked", "parse_seed", "read_seeds", "with_id"]
+
+_READERS: dict[str, Callable[[dict[str, Any], str], Conversation | SeedSample]] = {
+    "toolace": toolace.conversation,
+    "xlam": xlam.conversation,
+    "apigen_mt": apigen_mt.conversation,
+    "hammer": hammer.conversation,
+    "rlla": rlla.conversation,
+    "jsonl": jsonl.read,
+}
+SOURCES = (*_READERS, "toolworld")
+COPY = "a copy of an earlier sample"
+
+
+def read_seeds(specs: Iterable[str], *, strict: bool = False) -> tuple[list[SeedSample], Rejections]:
+    """The samples of all sources in their order, each content once, and what was left out, by reason.
+
+    A record makes as many samples as it has turns, so both counts are of turns, except for records that
+    cannot be read as a whole.
+
+    Raises:
+      UserError: a source or an option that does not exist, a file that cannot be read; with `strict`, the first
+        thing left out, copies excepted.
+    """
+    rejections = Rejections(strict=strict)
+    samples: dict[str, SeedSample] = {}
+    copies = Rejections()
+    for origin, found in _found(specs):
+        if isinstance(found, Malformed):
+            rejections.add(str(found), origin)
+        elif found.id in samples:
+            copies.add(COPY, origin)
+        else:
+            samples[found.id] = found
+    rejections.counts.update(copies.counts)
+    rejections.examples.update(copies.examples)
+    return list(samples.values()), rejections
+
+
+def parse_seed(source: str, row: Any, origin: str) -> Iterator[SeedSample | Malformed]:
+    """The samples of one record of a source's format; a `Malformed` with the reason for each turn left out."""
+    try:
+        if isinstance(row, Malformed):
+            raise row
+        if not isinstance(row, dict):
+            raise Malformed(f"a record must be a JSON object, not {type(row).__name__}")
+        found = _READERS[source]({key: value for key, value in row.items() if value is not None}, origin)
+        if isinstance(found, SeedSample):
+            yield found
+        else:
+            yield from samples_of(found)
+    except Malformed as reason:
+        yield reason
+
+
+def _found(specs: Iterable[str]) -> Iterator[tuple[str, SeedSample | Malformed]]:
+    for spec in specs:
+        source, colon, path = spec.partition(":")
+        if source not in SOURCES or not colon or not path:
+            raise UserError(
+                f"seeds {spec!r}: write <source>:<path> with one of {', '.join(_READERS)}, or toolworld:<number>"
+            )
+        if source == "toolworld":
+            for sample in toolworld.read(path):
+                yield sample.origin, sample
+            continue
+        local: Path = local_file(path)
+        for origin, row in file_rows(path, local):
+            for found in parse_seed(source, row, origin):
+                yield origin, found
