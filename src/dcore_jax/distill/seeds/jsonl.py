@@ -76,19 +76,20 @@ def _read_content(content: str) -> Said:
 
 def _sample(row: dict[str, Any], origin: str) -> SeedSample:
     tools, calls = openai_tools(row.get("tools") or ()), calls_of(row["reference"], "reference")
-    history = row.get("history") or ()
+    history: list[Any] = list(row.get("history") or ())
     responses, answer, kind = row.get("responses") or (), row.get("answer") or "", _kind(row)
     if not isinstance(row["query"], str) or not isinstance(row.get("policy") or "", str):
         raise Malformed("query and policy must be text")
     if not isinstance(answer, str) or not all(isinstance(text, str) for text in responses):
         raise Malformed("answer and each of responses must be text")
-    answered = bool(history) and isinstance(history[-1], dict) and history[-1].get("role") == "tool"
+    before = history[-1] if history else None
+    answered = isinstance(before, dict) and before.get("role") == "tool"
     kind = detect_kind(
         [len(calls)] if calls else [], answer, tools_offered=bool(tools), answered=answered, stated=kind
     )
     if history:
         record = {"messages": [*history, {"role": "assistant", "content": "?"}]}
-        history = parse_record(record, origin=origin)[0].messages[:-1]
+        history = list(parse_record(record, origin=origin)[0].messages[:-1])
     return checked(
         SeedSample(
             id="",

@@ -1,0 +1,137 @@
+"""The guard against training on the test: seeds that ask what a benchmark asks are left out, and counted.
+
+A seed is contaminated when one of its user messages, the query or an earlier one, equals one of a benchmark
+item's, and the item offers a tool of the same name; or when such a message has `LONG` words or more, whatever
+the tools (Hammer's masked records rename them). Texts are compared in lower case by their letters and digits
+alone, names of tools too.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcore_jax.data.files import Malformed, file_rows, local_file
+from dcore_jax.data.records import Rejections
+from dcore_jax.distill.sample import SeedSample
+from dcore_jax.distill.seeds.rlla import dialogue_messages
+from dcore_jax.errors import UserError
+
+SAME_ITEM = "contaminated: query and tools of a benchmark item"
+SAME_QUERY = "contaminated: long query of a benchmark item"
+LONG = 8  # words: an everyday sentence ("thank you, that is all") is shorter
+
+_LISTED_TOOL = re.compile(r"^\d+\. Name: (.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What the benchmarks ask: by normalised query the normalised names of every tool offered with it."""
+
+    tools_by_query: dict[str, frozenset[str]]
+    items: int
+
+    def reason(self, sample: SeedSample) -> str:
+        """Why the sample must not be trained on; empty when it may be."""
+        offered = {_normalised(str(tool["function"]["name"])) for tool in sample.tools}
+        said = [message["content"] for message in sample.history if message["role"] == "user"]
+        found = ""
+        for query in map(_normalised, [sample.query, *said]):
+            tools = self.tools_by_query.get(query)
+            if tools is None:
+                continue
+            if tools & offered:
+                return SAME_ITEM
+            if len(query.split()) >= LONG:
+                found = SAME_QUERY
+        return found
+
+
+def read_benchmarks(paths: Iterable[str | Path]) -> Guard:
+    """The guard for benchmark files: BFCL's questions or its score files, API-Bank's items, or chat records.
+
+    A row is told by its fields: `question` and `function` (also inside `prompt`), `system` and `user`, `messages`
+    and `tools`, `query` and `tools`. Raises `UserError` at the first row that is none of these: an item that
+    cannot be read would not be guarded against.
+    """
+    tools_by_query: dict[str, frozenset[str]] = {}
+    items = 0
+    for path in map(str, paths):
+        for origin, row in file_rows(path, local_file(path)):
+            if isinstance(row, dict) and {"accuracy", "total_count"} <= row.keys():
+                continue  # the first line of a BFCL score file
+            try:
+                queries, tools = _item(row)
+            except Malformed as reason:
+                raise UserError(
+                    f"{origin}: not a benchmark item to guard against ({reason}); give BFCL questions or scores,"
+                    " API-Bank items or chat records"
+                ) from None
+            items += 1
+            for query in filter(None, map(_normalised, queries)):
+                tools_by_query[query] = tools_by_query.get(query, frozenset()) | tools
+    return Guard(tools_by_query, items)
+
+
+def leave_out_contaminated(
+    samples: Iterable[SeedSample], guard: Guard, rejections: Rejections
+) -> list[SeedSample]:
+    """The samples that no benchmark item matches; the others are counted in `rejections` by reason."""
+    kept = []
+    for sample in samples:
+        if reason := guard.reason(sample):
+            rejections.add(reason, sample.origin)
+        else:
+            kept.append(sample)
+    return kept
+
+
+def _item(row: Any) -> tuple[list[str], frozenset[str]]:
+    """`(user messages, normalised tool names)` of a benchmark item."""
+    if isinstance(row, Malformed):
+        raise row
+    if not isinstance(row, dict):
+        raise Malformed("not a JSON object")
+    if isinstance(row.get("prompt"), dict):
+        row = row["prompt"]
+    if "question" in row:
+        # BFCL's multi-turn items name no functions, but the classes that hold them.
+        queries = list(_user_texts(row["question"]))
+        names = [*_names(row.get("function")), *(name.split(".")[-1] for name in row.get("path") or ())]
+    elif isinstance(row.get("system"), str) and isinstance(row.get("user"), str):
+        queries = [message.text for message in dialogue_messages(row["user"]) if message.role == "user"]
+        names = _LISTED_TOOL.findall(row["system"])
+    elif "messages" in row:
+        queries, names = list(_user_texts(row["messages"])), _names(row.get("tools"))
+    elif isinstance(row.get("query"), str):
+        queries, names = [row["query"]], _names(row.get("tools"))
+    else:
+        raise Malformed(f"fields {', '.join(sorted(map(str, row)))[:80] or '(none)'}")
+    if not queries:
+        raise Malformed("no message of a user")
+    return queries, frozenset(map(_normalised, names))
+
+
+def _user_texts(value: Any) -> Iterator[str]:
+    """The user messages of a text, a message, or lists of them to any depth that JSON can be read at."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        if value.get("role") == "user" and isinstance(value.get("content"), str):
+            yield value["content"]
+    elif isinstance(value, list):
+        for item in value:
+            yield from _user_texts(item)
+
+
+def _names(tools: Any) -> list[str]:
+    listed = tools if isinstance(tools, list) else [tools]
+    functions = [tool.get("function", tool) for tool in listed if isinstance(tool, dict)]
+    return [function["name"] for function in functions if isinstance(function, dict) and "name" in function]
+
+
+def _normalised(text: str) -> str:
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.findall(r"[^\W_]+", folded))
