@@ -69,6 +69,7 @@ def exchanges_of(messages: Iterable[Said]) -> tuple[Exchange, ...]:
     """Group messages by the user's turns. Raises `Malformed` for what has no place in a conversation."""
     found: list[Exchange] = []
     for message in messages:
+        _carried(message.calls)
         if message.role == "user":
             found.append(Exchange(message.text))
             continue
@@ -119,18 +120,25 @@ def checked(sample: SeedSample) -> SeedSample:
     if not sample.query.strip():
         raise Malformed("an empty request")
     check_calls(sample.reference, sample.tools)
-    try:
-        again = parse_calls(render_calls(sample.reference, "python"), "python")
-    except UserError:
-        raise Malformed("reference calls that no call format can carry") from None
-    if not calls_equal(again, sample.reference):
-        raise Malformed("reference calls that change when they are written and read")
+    _carried(sample.reference)
     if len(sample.responses) not in (0, len(sample.reference)):
         raise Malformed("another number of responses than of reference calls")
     try:
         return with_id(sample)
     except (ValueError, RecursionError):
         raise Malformed("text with lone surrogates, or nested too deep") from None
+
+
+def _carried(calls: Sequence[Call]) -> None:
+    """Raise `Malformed` unless the calls survive being written and read; what one format carries, all carry."""
+    if not calls:
+        return
+    try:
+        again = parse_calls(render_calls(calls, "python"), "python")
+    except UserError:
+        raise Malformed("calls that no call format can carry") from None
+    if not calls_equal(again, calls):
+        raise Malformed("calls that change when they are written and read")
 
 
 def _samples_of_exchange(
