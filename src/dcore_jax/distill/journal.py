@@ -1,0 +1,177 @@
+"""What a run has done so far, on disk: every answer by sample and question, and every outcome, in appended JSONL shards.
+
+A line is written whole or, when the process is killed, torn; a torn last line is cut off at the next start. An outcome is
+written once, since finished samples are skipped; the answers of unfinished samples are given back instead of asked again.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from dcore_jax.distill.ask import Answer
+from dcore_jax.distill.sample import Outcome, SeedSample
+from dcore_jax.errors import UserError
+
+SHARDS = 16
+_SYNC_SECONDS = 5.0
+
+
+class Journal:
+    """The journal of one run folder; one process at a time.
+
+    Raises:
+      UserError: a line that is broken and not the last of its file, naming file and line.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._files: dict[str, IO[bytes]] = {}
+        self._synced = self._started = time.monotonic()
+        self._earlier = _earlier_seconds(folder)
+        self.finished_ids = {line["id"] for line in _lines(folder, "outcomes")}
+        self._answers: dict[str, dict[str, Answer]] = {}
+        for line in _lines(folder, "answers"):
+            if line["id"] not in self.finished_ids:
+                answer = Answer(line["text"], line["finish_reason"], *line["tokens"])
+                self._answers.setdefault(line["id"], {})[line["key"]] = answer
+
+    @property
+    def seconds(self) -> float:
+        """Of this start and the earlier ones."""
+        return self._earlier + time.monotonic() - self._started
+
+    def take_answers(self, sample_id: str) -> dict[str, Answer]:
+        """The answers that an earlier start of the run received for a sample, by question; given away once."""
+        return self._answers.pop(sample_id, {})
+
+    def answered(self, sample_id: str, key: str, answer: Answer) -> None:
+        """Notes an answer; on disk after the next `flush`."""
+        tokens = [answer.prompt_tokens, answer.generated_tokens]
+        line = {
+            "id": sample_id,
+            "key": key,
+            "text": answer.text,
+            "finish_reason": answer.finish_reason,
+            "tokens": tokens,
+        }
+        self._append("answers", sample_id, line)
+
+    def finished(self, outcome: Outcome) -> None:
+        """Notes the end of a sample; on disk after the next `flush`."""
+        self._append("outcomes", outcome.sample.id, _outcome_line(outcome))
+
+    def flush(self) -> None:
+        """Hands everything to the system, so that a killed process loses nothing; to the disk itself every few seconds."""
+        for file in self._files.values():
+            file.flush()
+        if time.monotonic() - self._synced > _SYNC_SECONDS:
+            self._sync()
+
+    def close(self) -> None:
+        self._sync()
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def _sync(self) -> None:
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished = self._folder / f"seconds.json.{os.getpid()}.tmp"
+        unfinished.write_text(json.dumps({"seconds": round(self.seconds, 3)}))
+        unfinished.replace(self._folder / "seconds.json")
+        self._synced = time.monotonic()
+
+    def _append(self, kind: str, sample_id: str, line: dict[str, Any]) -> None:
+        name = f"{kind}-{_shard(sample_id):02d}.jsonl"
+        if name not in self._files:
+            self._files[name] = (self._folder / name).open("ab", buffering=1 << 16)
+        self._files[name].write(json.dumps(line, ensure_ascii=True).encode() + b"\n")
+
+
+def read_outcomes(folder: Path, samples: Mapping[str, SeedSample]) -> Iterator[Outcome]:
+    """Every outcome of a run, one at a time and in an order of its own: by shard, then by sample.
+
+    `samples` are the run's seed samples by id; outcomes of others (a run with a larger limit) are left out.
+    """
+    for number in range(SHARDS):
+        lines = [
+            line for line in _shard_lines(folder / f"outcomes-{number:02d}.jsonl") if line["id"] in samples
+        ]
+        for line in sorted(lines, key=lambda line: line["id"]):
+            yield _outcome(line, samples[line["id"]])
+
+
+def _outcome_line(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "id": outcome.sample.id,
+        "stage": outcome.stage,
+        "reason": outcome.reason,
+        "attempts": outcome.attempts,
+        "subtasks": outcome.subtasks,
+        "prompt_tokens": outcome.prompt_tokens,
+        "generated_tokens": outcome.generated_tokens,
+        "last_text": outcome.last_text,
+        "records": outcome.records,
+    }
+
+
+def _outcome(line: dict[str, Any], sample: SeedSample) -> Outcome:
+    fields = {key: value for key, value in line.items() if key != "id"}
+    return Outcome(
+        sample, **{**fields, "subtasks": tuple(line["subtasks"]), "records": tuple(line["records"])}
+    )
+
+
+def _shard(sample_id: str) -> int:
+    return hashlib.sha256(sample_id.encode()).digest()[0] % SHARDS
+
+
+def _lines(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
+    for number in range(SHARDS):
+        path = folder / f"{kind}-{number:02d}.jsonl"
+        _cut_torn_line(path)
+        yield from _shard_lines(path)
+
+
+def _shard_lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield json.loads(line)
+            except ValueError:
+                raise UserError(
+                    f"{path}:{number}: not a line of a journal; take it out, or start in another folder"
+                ) from None
+
+
+def _cut_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        keep = end
+        while keep > 0:
+            start = max(0, keep - (1 << 16))
+            file.seek(start)
+            newline = file.read(keep - start).rfind(b"\n")
+            if newline >= 0:
+                keep = start + newline + 1
+                break
+            keep = start
+        if keep < end:
+            file.truncate(keep)
+
+
+def _earlier_seconds(folder: Path) -> float:
+    try:
+        return float(json.loads((folder / "seconds.json").read_text())["seconds"])
+    except (OSError, ValueError, KeyError):
+        return 0.0

@@ -1,0 +1,157 @@
+"""Thousands of samples on their way through all stages at once.
+
+A sample moves on as soon as its answers are there; nothing waits for the slowest of a stage. A new sample is let in only
+when fewer questions wait than the engines take, so memory is bounded by `in_flight`, not by the number of samples. What
+comes out does not depend on the order of arrival: each question's seed derives from the sample and the question alone.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dcore_jax.distill.algorithm import Method, distill
+from dcore_jax.distill.ask import Answer, Ask, Speaker, Stage, request_seed
+from dcore_jax.distill.journal import Journal
+from dcore_jax.distill.sample import Outcome, SeedSample
+from dcore_jax.engines.engine import Engine, Request, Sample
+
+
+@dataclass
+class _Flight:
+    """A sample under way: its stage, the questions it waits for, and the answers that are there."""
+
+    sample: SeedSample
+    stage: Stage[Outcome]
+    known: dict[str, Answer]  # from the journal
+    asks: tuple[Ask, ...] = ()
+    answers: list[Answer | None] = field(default_factory=list)
+
+
+def run_pipeline(
+    samples: Iterable[SeedSample],
+    method: Method,
+    tokenizers: Mapping[Speaker, Any],
+    engines: Mapping[Speaker, Sequence[Engine]],
+    journal: Journal,
+    *,
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Takes every sample that the journal does not call finished to its outcome; True unless it was stopped before.
+
+    Args:
+      samples: with ids that differ. Drawn one by one, when there is room.
+      tokenizers: of the model that is asked, and of the labeller where that is another one.
+      engines: that serve them, none of them in two places; each takes `in_flight` questions at a time.
+      on_outcome: told of each outcome after the journal.
+      stopped: asked between rounds; what is in flight then is lost and asked again by the next start.
+    """
+    waiting = iter(samples)
+    lines = {speaker: _Line(method, tokenizers[speaker], engines[speaker]) for speaker in engines}
+    exhausted = False
+
+    def advance(flight: _Flight) -> None:
+        """Sends complete answers to the stage until it asks something new, or is at its end."""
+        while None not in flight.answers:
+            try:
+                flight.asks = flight.stage.send(tuple(flight.answers) if flight.asks else None)  # type: ignore[arg-type]
+            except StopIteration as end:
+                journal.finished(end.value)
+                on_outcome(end.value)
+                return
+            flight.answers = [flight.known.pop(ask.key, None) for ask in flight.asks]
+        for i, answer in enumerate(flight.answers):
+            if answer is None:
+                lines.get(flight.asks[i].of, lines["model"]).queue.append((flight, i))
+
+    try:
+        while not stopped():
+            while not exhausted and all(line.wants_more for line in lines.values()):
+                sample = next(waiting, None)
+                exhausted = sample is None
+                if sample is not None and sample.id not in journal.finished_ids:
+                    advance(_Flight(sample, distill(sample, method), journal.take_answers(sample.id)))
+            for line in lines.values():
+                line.submit()
+            journal.flush()
+            if exhausted and not any(line.busy for line in lines.values()):
+                return True
+            for line in lines.values():
+                for flight, i, answer in line.poll():
+                    journal.answered(flight.sample.id, flight.asks[i].key, answer)
+                    flight.answers[i] = answer
+                    if None not in flight.answers:
+                        advance(flight)
+        return False
+    finally:
+        journal.flush()
+
+
+class _Line:
+    """The questions for one model, the engines that serve it, and what each of them has in flight."""
+
+    def __init__(self, method: Method, tokenizer: Any, engines: Sequence[Engine]):
+        self.queue: deque[tuple[_Flight, int]] = deque()
+        self._method, self._tokenizer, self._engines = method, tokenizer, engines
+        self._each = method.config.in_flight
+        self._in_flight: dict[str, tuple[_Flight, int]] = {}
+        self._loads = [0] * len(engines)
+
+    @property
+    def wants_more(self) -> bool:
+        return len(self.queue) + len(self._in_flight) < self._each * len(self._engines)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.queue or self._in_flight)
+
+    def submit(self) -> None:
+        """Hands waiting questions to the engines with the fewest in flight."""
+        room = min(len(self.queue), self._each * len(self._engines) - len(self._in_flight))
+        if not room:
+            return
+        batch = [self.queue.popleft() for _ in range(room)]
+        requests: list[list[Request]] = [[] for _ in self._engines]
+        for (flight, i), ids in zip(
+            batch, self._prompts([flight.asks[i] for flight, i in batch]), strict=True
+        ):
+            ask, config = flight.asks[i], self._method.config
+            stage = config.decompose if ask.stage == "decompose" else config.reason
+            engine = min(range(len(self._engines)), key=self._loads.__getitem__)
+            seed = request_seed(config.seed, flight.sample.id, ask.key)
+            name = f"{flight.sample.id}/{ask.key}"
+            self._loads[engine] += 1
+            self._in_flight[name] = (flight, i)
+            requests[engine].append(Request(ids, stage.params(seed), id=name))
+        for engine, group in zip(self._engines, requests):
+            if group:
+                engine.submit(group)
+
+    def poll(self) -> Iterator[tuple[_Flight, int, Answer]]:
+        """What has come back."""
+        for number, engine in enumerate(self._engines):
+            if not self._loads[number]:
+                continue
+            for sample in engine.poll():
+                flight, i = self._in_flight.pop(str(sample.request_id))
+                self._loads[number] -= 1
+                yield flight, i, self._answer(sample)
+
+    def _answer(self, sample: Sample) -> Answer:
+        ids = sample.ids[:-1] if sample.finish_reason == "stop" else sample.ids
+        text = self._tokenizer.decode(ids, skip_special_tokens=False)
+        return Answer(text, sample.finish_reason, len(sample.prompt_ids), len(sample.ids))
+
+    def _prompts(self, asks: Sequence[Ask]) -> list[tuple[int, ...]]:
+        texts = [self._text(ask) for ask in asks]
+        return [tuple(ids) for ids in self._tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+    def _text(self, ask: Ask) -> str:
+        if ask.plain:
+            return str(ask.messages[0]["content"])
+        return str(
+            self._tokenizer.apply_chat_template(
+                list(ask.messages), tools=list(ask.tools) or None, add_generation_prompt=True, tokenize=False
+            )
+        )

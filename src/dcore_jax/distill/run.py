@@ -1,0 +1,305 @@
+"""The self-distillation run: seeds in, a verified SFT corpus and its report out. Read from top to bottom.
+
+<output>/corpus.jsonl     what train_sft.py takes        report.html     the run for reading, one file
+         manifest.json    counts, hashes, versions       journal/        every answer and outcome so far
+         config.yaml      the effective config           base/           the embedded model, where model is `nano`
+         table6/<mode>/   the same for each mode, with --table6
+"""
+
+import hashlib
+import json
+import platform
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dcore_jax.config import config_to_dict
+from dcore_jax.data.records import Rejections
+from dcore_jax.distill.algorithm import Method
+from dcore_jax.distill.config import MODE_NAMES, MODES, DistillConfig
+from dcore_jax.distill.contamination import leave_out_contaminated, read_benchmarks
+from dcore_jax.distill.corpus import CorpusSummary, write_corpus
+from dcore_jax.distill.journal import Journal, read_outcomes
+from dcore_jax.distill.labels import read_labels
+from dcore_jax.distill.pipeline import run_pipeline
+from dcore_jax.distill.sample import Outcome, SeedSample
+from dcore_jax.distill.seeds import read_seeds
+from dcore_jax.distill.speakers import Voice, open_voice
+from dcore_jax.distill.templates import Templates
+from dcore_jax.errors import UserError
+from dcore_jax.run_folder import only_run_in, refuse_another_config, remember_config, sigterm
+
+_BEFORE_ACT = ("label", "decompose", "count")
+_VERSIONS = ("dcore-jax", "jax", "flax", "transformers", "tokenizers", "jinja2", "vllm")
+
+
+@dataclass(frozen=True)
+class ModeResult:
+    """How one pass over the seeds ended."""
+
+    mode: str
+    samples: int
+    accepted: int
+    asked: int  # samples whose decomposition was asked for: chains and parallel calls
+    decomposed: int  # of these, samples with as many subtasks as reference calls
+    corpus: CorpusSummary
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """How a run ended."""
+
+    output: Path
+    modes: tuple[ModeResult, ...]
+    stopped: bool = False  # SIGTERM: start the same line again to go on
+
+
+def distill_seeds(config: DistillConfig) -> DistillResult:
+    """Runs Algorithm 1 over the seeds, or goes on with a run that is already in the output folder.
+
+    Call `dcore_jax.mesh.prepare_devices(config.mesh)` first.
+
+    Raises:
+      UserError: a mistake in config, seeds, prompts or model; a folder that holds another run.
+    """
+    output = Path(config.output)
+    if not config.model:
+        raise UserError(
+            "no model: give --model <Hugging Face folder or hub id>, or --model nano for the embedded one"
+        )
+    if not config.seeds:
+        raise UserError("no seeds: give --seeds source:path, as toolace:data.json, or --seeds toolworld:500")
+    with only_run_in(output):
+        refuse_another_config(config, output)
+        templates = Templates(config.prompts, config.call_format)
+        samples, rejected = _samples(config)
+        labels = read_labels(config.labels) if config.labels else None
+        voice = open_voice(config.model, config, output)
+        labeller = open_voice(config.labeller, config, output) if config.labeller else None
+        try:
+            remember_config(config, output)  # only now is there a run to remember
+            results = []
+            for mode in MODES if config.table6 else (config.mode,):
+                run = replace(config, mode=mode)
+                folder = output / "table6" / mode if config.table6 else output
+                print(f"{len(samples):,} seed samples, {run.choices()}, into {folder}")
+                result = _pass(
+                    run, folder, samples, rejected, Method(run, templates, labels), voice, labeller
+                )
+                if result is None:
+                    return DistillResult(output, tuple(results), stopped=True)
+                results.append(result)
+            return DistillResult(output, tuple(results))
+        finally:
+            voice.close()
+            if labeller:
+                labeller.close()
+
+
+def summary(result: DistillResult) -> str:
+    """What a run has to say at its end; for several modes the table of the paper's Table 6."""
+    if result.stopped:
+        return "stopped; start the same line again to go on"
+    if len(result.modes) > 1:
+        return table6(result)
+    (mode,) = result.modes
+    rate = mode.samples / max(mode.seconds, 1e-9)
+    return (
+        f"{mode.accepted:,} of {mode.samples:,} samples accepted ({mode.accepted / max(mode.samples, 1):.1%}), "
+        f"{mode.decomposed:,} of {mode.asked:,} decompositions passed; {mode.corpus.records:,} records "
+        f"({mode.corpus.duplicates:,} duplicates left out) in {mode.corpus.path}; {mode.seconds:,.1f} s, {rate:.2f} samples/s"
+    )
+
+
+def table6(result: DistillResult) -> str:
+    """Success by what the decomposition was shown, as the paper's Table 6 (Qwen3-8B: 73.8, 89.1, 93.2, 92.8 %)."""
+    lines = [f"{'decomposition is shown':<24}{'samples':>9}{'decomposed':>12}{'verified':>10}"]
+    for mode in result.modes:
+        lines.append(
+            f"{MODE_NAMES[mode.mode]:<24}{mode.samples:>9,}{mode.decomposed / max(mode.asked, 1):>12.1%}"
+            f"{mode.accepted / max(mode.samples, 1):>10.1%}"
+        )
+    return "\n".join(lines)
+
+
+def _samples(config: DistillConfig) -> tuple[list[SeedSample], Rejections]:
+    samples, rejected = read_seeds(config.seeds, strict=config.strict)
+    if config.benchmarks:
+        samples = leave_out_contaminated(samples, read_benchmarks(config.benchmarks), rejected)
+    if not samples:
+        raise UserError(
+            f"no seed sample to start from: {'; '.join(rejected.lines()) or 'the files hold no rows'}"
+        )
+    return samples[: config.limit], rejected
+
+
+def _pass(
+    config: DistillConfig,
+    output: Path,
+    samples: Sequence[SeedSample],
+    rejected: Rejections,
+    method: Method,
+    voice: Voice,
+    labeller: Voice | None,
+) -> ModeResult | None:
+    """One mode over all samples; None when it was told to stop."""
+    folder = output / "journal"
+    journal = Journal(folder)
+    _same_prompts(folder, method.templates)
+    voices = {"model": voice, **({"labeller": labeller} if labeller else {})}
+    left = [sample for sample in samples if sample.id not in journal.finished_ids]
+    seen: Counter[str] = Counter()
+    bar = tqdm(
+        total=len(samples),
+        initial=len(samples) - len(left),
+        unit="sample",
+        dynamic_ncols=True,
+        smoothing=0.05,
+    )
+
+    def note(outcome: Outcome) -> None:
+        seen["accepted" if outcome.accepted else outcome.stage] += 1
+        bar.set_postfix(seen, refresh=False)
+        bar.update()
+
+    try:
+        with sigterm() as asked_to_stop:
+            complete = run_pipeline(
+                left,
+                method,
+                {name: found.tokenizer for name, found in voices.items()},  # type: ignore[misc]
+                {name: found.engines for name, found in voices.items()},  # type: ignore[misc]
+                journal,
+                on_outcome=note,
+                stopped=lambda: asked_to_stop(0),
+            )
+    finally:
+        bar.close()
+        journal.close()
+    return _finish(config, output, samples, rejected, method, voice, journal) if complete else None
+
+
+def _finish(
+    config: DistillConfig,
+    output: Path,
+    samples: Sequence[SeedSample],
+    rejected: Rejections,
+    method: Method,
+    voice: Voice,
+    journal: Journal,
+) -> ModeResult:
+    """Corpus, manifest and report, from the outcomes on disk."""
+    by_id = {sample.id: sample for sample in samples}
+    counts = _Counts()
+
+    def outcomes() -> Iterator[Outcome]:
+        return read_outcomes(output / "journal", by_id)
+
+    def records() -> Iterator[dict[str, Any]]:
+        for outcome in outcomes():
+            counts.add(outcome)
+            yield from outcome.records
+
+    corpus = write_corpus(records(), output, form=config.corpus, seed=config.seed)
+    seconds = journal.seconds
+    manifest = {
+        "corpus": {"file": corpus.path.name, "sha256": corpus.sha256, "records": corpus.records},
+        "duplicate_records": corpus.duplicates,
+        **counts.to_json(),
+        "rejected_seeds": rejected.counts,
+        "seconds": round(seconds, 3),
+        "model": {"name": config.model, "config_sha256": _sha256(voice.folder / "config.json")},
+        "prompts_sha256": method.templates.digest(),
+        "versions": _versions(),
+        "config": config_to_dict(config),
+    }
+    unfinished = output / "manifest.json.tmp"
+    unfinished.write_text(json.dumps(manifest, indent=2) + "\n")
+    unfinished.replace(output / "manifest.json")
+    _report(outcomes(), output, seconds, config, rejected)
+    return ModeResult(
+        config.mode, counts.samples, counts.accepted, counts.asked, counts.decomposed, corpus, seconds
+    )
+
+
+class _Counts:
+    """Outcomes by stage, reason, kind and source."""
+
+    def __init__(self) -> None:
+        self.samples = self.accepted = self.asked = self.decomposed = 0
+        self.by: dict[str, Counter[str]] = {name: Counter() for name in ("stage", "reason", "kind", "source")}
+        self.accepted_by: dict[str, Counter[str]] = {name: Counter() for name in ("kind", "source")}
+        self.tokens: dict[str, Counter[str]] = {"prompt": Counter(), "generated": Counter()}
+
+    def add(self, outcome: Outcome) -> None:
+        kind, source = outcome.sample.kind, outcome.sample.source
+        self.samples += 1
+        self.accepted += outcome.accepted
+        if kind in ("sequential", "parallel"):
+            self.asked += 1
+            self.decomposed += outcome.stage not in _BEFORE_ACT
+        self.by["stage"][outcome.stage] += 1
+        if outcome.reason:
+            self.by["reason"][f"{outcome.stage}: {outcome.reason}"] += 1
+        for name, value in (("kind", kind), ("source", source)):
+            self.by[name][value] += 1
+            self.accepted_by[name][value] += outcome.accepted
+        self.tokens["prompt"].update(outcome.prompt_tokens)
+        self.tokens["generated"].update(outcome.generated_tokens)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "samples": self.samples,
+            "accepted": self.accepted,
+            "decompositions": {"asked": self.asked, "passed": self.decomposed},
+            **{f"samples_by_{name}": _sorted(counter) for name, counter in self.by.items()},
+            **{f"accepted_by_{name}": _sorted(counter) for name, counter in self.accepted_by.items()},
+            **{f"{name}_tokens_by_stage": _sorted(counter) for name, counter in self.tokens.items()},
+        }
+
+
+def _sorted(counter: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counter.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _report(
+    outcomes: Iterator[Outcome], output: Path, seconds: float, config: DistillConfig, rejected: Rejections
+) -> None:
+    from dcore_jax.distill.report import write_report
+
+    write_report(
+        outcomes,
+        output / "report.html",
+        seconds=seconds,
+        config=config_to_dict(config),
+        rejected_seeds=rejected,
+    )
+
+
+def _same_prompts(folder: Path, templates: Templates) -> None:
+    path, digest = folder / "prompts.sha256", templates.digest()
+    if path.exists() and path.read_text().strip() != digest:
+        raise UserError(
+            f"{folder.parent} holds a run with other prompts; put them back, or give another --output"
+        )
+    path.write_text(digest + "\n")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,87 @@
+"""The models that are asked: the folder, the tokenizer and the engines of each."""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dcore_jax.data.rendering import end_of_turn_ids
+from dcore_jax.distill.config import NANO, DistillConfig
+from dcore_jax.engines import Engine, NativeEngine
+from dcore_jax.errors import UserError
+from dcore_jax.mesh import make_mesh
+from dcore_jax.run_folder import refuse_another_config
+from dcore_jax.weights import export_decoder, local_folder
+
+
+class Voice(NamedTuple):
+    """A model that can be asked."""
+
+    folder: Path
+    tokenizer: Any
+    engines: tuple[Engine, ...]
+
+    def close(self) -> None:
+        for engine in self.engines:
+            engine.close()
+
+
+def open_voice(source: str, config: DistillConfig, output: Path) -> Voice:
+    """The model of a Hugging Face folder or hub id, or the embedded one, behind its engines.
+
+    Raises:
+      UserError: no such model, a folder without a tokenizer or chat template, an engine that cannot serve it.
+    """
+    folder = base_model(config, output) if source == NANO else local_folder(source)
+    tokenizer = _tokenizer(folder)
+    return Voice(folder, tokenizer, _engines(folder, tokenizer, config))
+
+
+def base_model(config: DistillConfig, output: Path) -> Path:
+    """The folder of the embedded model: trained and exported the first time, found the next."""
+    from dcore_jax.sft import train, trained_decoder
+
+    run = Path(config.base.output) if config.base.output else output / "base"
+    sft = replace(config.base, output=str(run), mesh=config.base.mesh or config.mesh)
+    folder = run / "hf"
+    if folder.exists():
+        refuse_another_config(sft, run)
+        return folder
+    if train(sft).preempted:
+        raise UserError(f"{run}: the base model's training was stopped; start the same line again to go on")
+    decoder, source = trained_decoder(run)
+    partial = run / f"hf.partial-{os.getpid()}"
+    try:
+        export_decoder(decoder, partial, source=source)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder}: no tokenizer could be read ({reason})") from None
+
+
+def _engines(folder: Path, tokenizer: Any, config: DistillConfig) -> tuple[Engine, ...]:
+    if config.engine != "native":
+        raise UserError(f"engine {config.engine} is not available yet; use --engine native")
+    from dcore_jax import load_hf
+
+    mesh = make_mesh(config.mesh) if config.mesh else None
+    engine = NativeEngine(
+        load_hf(folder, dtype=config.dtype, mesh=mesh),
+        slots=config.slots,
+        max_length=config.max_length,
+        eos_token_ids=sorted(end_of_turn_ids(tokenizer)),
+        mesh=mesh,
+        first_length=config.cache_length,
+    )
+    return (engine,)
