@@ -10,9 +10,11 @@ from dcore_jax.engines.engine import (
     fan_out,
 )
 from dcore_jax.engines.native import NativeEngine
+from dcore_jax.engines.open import EngineName, open_engine
 
 __all__ = [
     "Engine",
+    "EngineName",
     "EngineStats",
     "FinishReason",
     "NativeEngine",
@@ -20,4 +22,5 @@ __all__ = [
     "Sample",
     "SamplingParams",
     "fan_out",
+    "open_engine",
 ]
