@@ -69,9 +69,9 @@ def detect_kind(
     if not tools_offered:
         raise Malformed(NO_TOOLS)
     if stated is not None:
-        if stated not in (
-            ("sequential", "parallel") if calls else ("report",) if answered else ("irrelevant",)
-        ):
+        several = ("parallel",) if sum(calls) > 1 else ()
+        possible = ("sequential", *several) if calls else ("report",) if answered else ("irrelevant",)
+        if stated not in possible:
             raise Malformed(MISFIT)
         return stated
     if calls:
