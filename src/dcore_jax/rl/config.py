@@ -2,13 +2,15 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 import yaml
 
 from dcore_jax.algorithms import AlgorithmConfig, AlgorithmName, PresetName, algorithm_preset
 from dcore_jax.calls import CALL_FORMATS
 from dcore_jax.config import MAY_CHANGE, config_from_dict
+from dcore_jax.engines import EngineName
 from dcore_jax.errors import UserError
 from dcore_jax.metrics import Tracker
 from dcore_jax.rewards import PRESETS as REWARD_PRESETS
@@ -26,8 +28,15 @@ class RolloutConfig:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = -1
-    engine: Literal["native"] = "native"
-    slots: int = 64  # responses decoded at the same time
+    # native: in JAX, in this process; vllm: vLLM in this process; vllm-server: vLLM over HTTP
+    engine: Annotated[EngineName, tyro.conf.arg(aliases=["--engine"])] = "native"
+    # for vllm-server: http://host:port, once for each; none: one is started here and ends with the run
+    servers: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(aliases=["--server"])] = (
+        field(default=(), metadata=MAY_CHANGE)
+    )
+    # more arguments of a server that is started here, as --tensor-parallel-size=4
+    server_arguments: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
+    slots: int = 64  # responses decoded at the same time, by each server
     cache_length: int = 0  # positions the cache starts with; prompt + response: one decode program, no growth
     # 1: rollouts of step n + 1 overlap the update of step n, sampled by weights one step old.
     staleness: Literal[0, 1] = 0
@@ -122,6 +131,8 @@ class RLConfig:
             )
         if self.rollout.group < 1 or self.rollout.max_prompt < 1 or self.rollout.max_response < 1:
             raise UserError("rollout.group, rollout.max_prompt and rollout.max_response must be at least 1")
+        if self.rollout.servers and self.rollout.engine != "vllm-server":
+            raise UserError(f"--server is for --engine vllm-server, not for {self.rollout.engine}")
         if self.rows_per_update % self.rows_per_pass:
             raise UserError(
                 f"micro_rows={self.micro_rows} does not divide the {self.rows_per_update} responses of an update "
@@ -163,10 +174,13 @@ class RLConfig:
     def algorithm_config(self) -> AlgorithmConfig:
         """The preset's numbers with `algorithm_fields` put in.
 
+        With a vLLM engine importance weights are truncated at 2 unless a field says otherwise: another program's
+        log-probabilities are never quite the trainer's.
+
         Raises:
           UserError: an item that is not `field=value`, an unknown field, a value of the wrong type.
         """
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {} if self.rollout.engine == "native" else {"importance_cap": 2.0}
         for item in self.algorithm_fields:
             name, equals, value = item.partition("=")
             if not equals:

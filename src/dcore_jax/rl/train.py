@@ -22,7 +22,7 @@ from tqdm import tqdm
 from dcore_jax.checkpoint import Checkpoints, abstract
 from dcore_jax.config import read_config
 from dcore_jax.data.rendering import end_of_turn_ids
-from dcore_jax.engines import Engine, NativeEngine
+from dcore_jax.engines import Engine, open_engine
 from dcore_jax.errors import UserError
 from dcore_jax.mesh import BATCH_AXES, make_mesh
 from dcore_jax.models import Compute, Decoder, abstract_decoder, read_model_config
@@ -185,14 +185,21 @@ def _start_or_resume(config: RLConfig, run: Learner, checkpoints: Checkpoints) -
 
 def _engine(config: RLConfig, run: Learner, state: TrainState, tokenizer: Any) -> Engine:
     settings = config.rollout
-    return NativeEngine(
-        nnx.merge(run.graph, state.params),
+    return open_engine(
+        settings.engine,
+        run.folder,
+        decoder=nnx.merge(run.graph, state.params),
         slots=settings.slots,
         max_length=settings.max_prompt + settings.max_response,
         eos_token_ids=sorted(end_of_turn_ids(tokenizer)),
+        servers=settings.servers,
+        server_arguments=settings.server_arguments,
+        output=config.output,
+        dtype=config.compute.dtype,
         mesh=run.mesh,
         first_length=settings.cache_length,
         weight_version=int(state.step) // config.updates,
+        progress=True,
     )
 
 
@@ -206,7 +213,7 @@ def _model_folder(config: RLConfig, output: Path) -> Path:
 
 def _check_devices(config: RLConfig, mesh: Mesh) -> None:
     if jax.process_count() > 1:
-        raise UserError("the native engine runs in one process; start a single one with all devices")
+        raise UserError("RL runs in one process; start a single one with all devices")
     if config.rollout.staleness and mesh.size > 1:
         raise UserError(
             f"staleness 1 runs two programs at once, which {mesh.size} devices with collectives cannot order; use --mesh 1 "

@@ -78,6 +78,7 @@ def token_metrics(scored: Scored) -> dict[str, Any]:
         "engine_gap_mean": float(gap.mean_abs),
         "engine_gap_max": float(gap.largest),
         "engine_gap_ess": float(gap.ess),
+        "engine_gap_truncated": float(gap.truncated),
     }
 
 

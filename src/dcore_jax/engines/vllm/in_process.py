@@ -275,7 +275,7 @@ def _llm(folder: str | Path, dtype: str, max_length: int, slots: int, memory: fl
         raise UserError(
             f"engine vllm needs vLLM, which is not in this environment ({error}); see docs/vllm.md"
         ) from None
-    return LLM(
+    arguments: dict[str, Any] = dict(
         model=str(folder),
         dtype=dtype,
         max_model_len=max_length,
@@ -292,6 +292,10 @@ def _llm(folder: str | Path, dtype: str, max_length: int, slots: int, memory: fl
         worker_extension_cls=f"dcore_jax.engines.vllm.worker.{EXTENSION}",
         trust_remote_code=False,
     )
+    try:
+        return LLM(**arguments)
+    except ValueError as error:
+        raise UserError(f"{folder}: vLLM does not take it: {' '.join(str(error).split())[:300]}") from None
 
 
 def _sampling(question: Question) -> Any:
