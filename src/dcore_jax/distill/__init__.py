@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from dcore_jax.distill.sample import KINDS, Kind, Outcome, SeedSample
 
 if TYPE_CHECKING:
-    from dcore_jax.distill.run import DistillResult, distill_seeds, summary, table6
+    from dcore_jax.distill.run import DistillResult, distill_seeds, summary
 
 __all__ = [
     "KINDS",
@@ -15,13 +15,12 @@ __all__ = [
     "SeedSample",
     "distill_seeds",
     "summary",
-    "table6",
 ]
 
 
 def __getattr__(name: str) -> Any:
     # The run brings engines and models along; reading seeds or a report needs neither.
-    if name in ("DistillResult", "distill_seeds", "summary", "table6"):
+    if name in ("DistillResult", "distill_seeds", "summary"):
         from dcore_jax.distill import run
 
         return getattr(run, name)

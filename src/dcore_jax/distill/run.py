@@ -10,31 +10,31 @@ import hashlib
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from dcore_jax.config import config_to_dict
 from dcore_jax.data.records import Rejections
 from dcore_jax.distill.algorithm import Method
-from dcore_jax.distill.config import MODE_NAMES, MODES, DistillConfig
+from dcore_jax.distill.config import MODE_NAMES, MODES, DistillConfig, Mode
 from dcore_jax.distill.contamination import leave_out_contaminated, read_benchmarks
 from dcore_jax.distill.corpus import CorpusSummary, write_corpus
 from dcore_jax.distill.journal import Journal, read_outcomes
 from dcore_jax.distill.labels import read_labels
 from dcore_jax.distill.pipeline import run_pipeline
+from dcore_jax.distill.report import Table6Row, summary_table, table6, write_report
 from dcore_jax.distill.sample import Outcome, SeedSample
 from dcore_jax.distill.seeds import read_seeds
 from dcore_jax.distill.speakers import Voice, open_voice
+from dcore_jax.distill.tally import Summary
 from dcore_jax.distill.templates import Templates
 from dcore_jax.errors import UserError
 from dcore_jax.run_folder import only_run_in, refuse_another_config, remember_config, sigterm
 
-_BEFORE_ACT = ("label", "decompose", "count")
 _VERSIONS = ("dcore-jax", "jax", "flax", "transformers", "tokenizers", "jinja2", "vllm")
 
 
@@ -42,13 +42,21 @@ _VERSIONS = ("dcore-jax", "jax", "flax", "transformers", "tokenizers", "jinja2",
 class ModeResult:
     """How one pass over the seeds ended."""
 
-    mode: str
-    samples: int
-    accepted: int
-    asked: int  # samples whose decomposition was asked for: chains and parallel calls
-    decomposed: int  # of these, samples with as many subtasks as reference calls
+    mode: Mode
+    counts: Summary
     corpus: CorpusSummary
-    seconds: float
+    seconds: float  # of all starts of the run
+
+    def row(self) -> Table6Row:
+        """Chains and parallel calls alone: the other kinds are not decomposed."""
+        ends = [
+            self.counts.by_kind[kind] for kind in ("sequential", "parallel") if kind in self.counts.by_kind
+        ]
+        samples = sum(end.samples for end in ends)
+        undecomposed = sum(end.by_stage[stage] for end in ends for stage in ("label", "decompose", "count"))
+        return Table6Row(
+            MODE_NAMES[self.mode], samples, samples - undecomposed, sum(end.accepted for end in ends)
+        )
 
 
 @dataclass(frozen=True)
@@ -107,25 +115,17 @@ def summary(result: DistillResult) -> str:
     if result.stopped:
         return "stopped; start the same line again to go on"
     if len(result.modes) > 1:
-        return table6(result)
+        return table6([mode.row() for mode in result.modes])
     (mode,) = result.modes
-    rate = mode.samples / max(mode.seconds, 1e-9)
-    return (
-        f"{mode.accepted:,} of {mode.samples:,} samples accepted ({mode.accepted / max(mode.samples, 1):.1%}), "
-        f"{mode.decomposed:,} of {mode.asked:,} decompositions passed; {mode.corpus.records:,} records "
-        f"({mode.corpus.duplicates:,} duplicates left out) in {mode.corpus.path}; {mode.seconds:,.1f} s, {rate:.2f} samples/s"
+    decompositions = mode.row()
+    return "\n".join(
+        [
+            summary_table(mode.counts, seconds=mode.seconds),
+            f"decompositions passed: {decompositions.decomposed:,} of {decompositions.samples:,}",
+            f"corpus {mode.corpus.path}: {mode.corpus.records:,} records, {mode.corpus.duplicates:,} duplicates left out; "
+            f"to read: {result.output / 'report.html'}",
+        ]
     )
-
-
-def table6(result: DistillResult) -> str:
-    """Success by what the decomposition was shown, as the paper's Table 6 (Qwen3-8B: 73.8, 89.1, 93.2, 92.8 %)."""
-    lines = [f"{'decomposition is shown':<24}{'samples':>9}{'decomposed':>12}{'verified':>10}"]
-    for mode in result.modes:
-        lines.append(
-            f"{MODE_NAMES[mode.mode]:<24}{mode.samples:>9,}{mode.decomposed / max(mode.asked, 1):>12.1%}"
-            f"{mode.accepted / max(mode.samples, 1):>10.1%}"
-        )
-    return "\n".join(lines)
 
 
 def _samples(config: DistillConfig) -> tuple[list[SeedSample], Rejections]:
@@ -194,92 +194,42 @@ def _finish(
     voice: Voice,
     journal: Journal,
 ) -> ModeResult:
-    """Corpus, manifest and report, from the outcomes on disk."""
-    by_id = {sample.id: sample for sample in samples}
-    counts = _Counts()
-
-    def outcomes() -> Iterator[Outcome]:
-        return read_outcomes(output / "journal", by_id)
-
-    def records() -> Iterator[dict[str, Any]]:
-        for outcome in outcomes():
-            counts.add(outcome)
-            yield from outcome.records
-
-    corpus = write_corpus(records(), output, form=config.corpus, seed=config.seed)
-    seconds = journal.seconds
+    """Corpus, report and manifest, from the outcomes on disk."""
+    folder, by_id = output / "journal", {sample.id: sample for sample in samples}
+    records = (record for outcome in read_outcomes(folder, by_id) for record in outcome.records)
+    corpus = write_corpus(records, output, form=config.corpus, seed=config.seed)
+    seconds, settings = journal.seconds, config_to_dict(config)
+    counts = write_report(
+        read_outcomes(folder, by_id),
+        output / "report.html",
+        seconds=seconds,
+        config=settings,
+        rejected_seeds=rejected,
+    )
+    result = ModeResult(config.mode, counts, corpus, seconds)
     manifest = {
         "corpus": {"file": corpus.path.name, "sha256": corpus.sha256, "records": corpus.records},
         "duplicate_records": corpus.duplicates,
-        **counts.to_json(),
+        "samples": counts.ends.samples,
+        "accepted": counts.ends.accepted,
+        "decompositions": {"asked": result.row().samples, "passed": result.row().decomposed},
+        "by_stage": dict(counts.ends.by_stage),
+        "by_kind": {name: dict(ends.by_stage) for name, ends in sorted(counts.by_kind.items())},
+        "by_source": {name: dict(ends.by_stage) for name, ends in sorted(counts.by_source.items())},
+        "reasons": {f"{reason.stage}: {reason.text}": count for reason, count in counts.ordered_reasons()},
         "rejected_seeds": rejected.counts,
+        "prompt_tokens": dict(counts.prompt_tokens),
+        "generated_tokens": dict(counts.generated_tokens),
         "seconds": round(seconds, 3),
         "model": {"name": config.model, "config_sha256": _sha256(voice.folder / "config.json")},
         "prompts_sha256": method.templates.digest(),
         "versions": _versions(),
-        "config": config_to_dict(config),
+        "config": settings,
     }
     unfinished = output / "manifest.json.tmp"
     unfinished.write_text(json.dumps(manifest, indent=2) + "\n")
     unfinished.replace(output / "manifest.json")
-    _report(outcomes(), output, seconds, config, rejected)
-    return ModeResult(
-        config.mode, counts.samples, counts.accepted, counts.asked, counts.decomposed, corpus, seconds
-    )
-
-
-class _Counts:
-    """Outcomes by stage, reason, kind and source."""
-
-    def __init__(self) -> None:
-        self.samples = self.accepted = self.asked = self.decomposed = 0
-        self.by: dict[str, Counter[str]] = {name: Counter() for name in ("stage", "reason", "kind", "source")}
-        self.accepted_by: dict[str, Counter[str]] = {name: Counter() for name in ("kind", "source")}
-        self.tokens: dict[str, Counter[str]] = {"prompt": Counter(), "generated": Counter()}
-
-    def add(self, outcome: Outcome) -> None:
-        kind, source = outcome.sample.kind, outcome.sample.source
-        self.samples += 1
-        self.accepted += outcome.accepted
-        if kind in ("sequential", "parallel"):
-            self.asked += 1
-            self.decomposed += outcome.stage not in _BEFORE_ACT
-        self.by["stage"][outcome.stage] += 1
-        if outcome.reason:
-            self.by["reason"][f"{outcome.stage}: {outcome.reason}"] += 1
-        for name, value in (("kind", kind), ("source", source)):
-            self.by[name][value] += 1
-            self.accepted_by[name][value] += outcome.accepted
-        self.tokens["prompt"].update(outcome.prompt_tokens)
-        self.tokens["generated"].update(outcome.generated_tokens)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "samples": self.samples,
-            "accepted": self.accepted,
-            "decompositions": {"asked": self.asked, "passed": self.decomposed},
-            **{f"samples_by_{name}": _sorted(counter) for name, counter in self.by.items()},
-            **{f"accepted_by_{name}": _sorted(counter) for name, counter in self.accepted_by.items()},
-            **{f"{name}_tokens_by_stage": _sorted(counter) for name, counter in self.tokens.items()},
-        }
-
-
-def _sorted(counter: Counter[str]) -> dict[str, int]:
-    return dict(sorted(counter.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _report(
-    outcomes: Iterator[Outcome], output: Path, seconds: float, config: DistillConfig, rejected: Rejections
-) -> None:
-    from dcore_jax.distill.report import write_report
-
-    write_report(
-        outcomes,
-        output / "report.html",
-        seconds=seconds,
-        config=config_to_dict(config),
-        rejected_seeds=rejected,
-    )
+    return result
 
 
 def _same_prompts(folder: Path, templates: Templates) -> None:

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 from dcore_jax.data.rendering import end_of_turn_ids
 from dcore_jax.distill.config import NANO, DistillConfig
-from dcore_jax.engines import Engine, NativeEngine
+from dcore_jax.engines import Engine
+from dcore_jax.engines.open import open_engine
 from dcore_jax.errors import UserError
 from dcore_jax.mesh import make_mesh
+from dcore_jax.models import read_model_config
 from dcore_jax.run_folder import refuse_another_config
 from dcore_jax.weights import export_decoder, local_folder
 
@@ -35,7 +37,7 @@ def open_voice(source: str, config: DistillConfig, output: Path) -> Voice:
     """
     folder = base_model(config, output) if source == NANO else local_folder(source)
     tokenizer = _tokenizer(folder)
-    return Voice(folder, tokenizer, _engines(folder, tokenizer, config))
+    return Voice(folder, tokenizer, _engines(folder, tokenizer, config, output))
 
 
 def base_model(config: DistillConfig, output: Path) -> Path:
@@ -70,17 +72,20 @@ def _tokenizer(folder: Path) -> Any:
         raise UserError(f"{folder}: no tokenizer could be read ({reason})") from None
 
 
-def _engines(folder: Path, tokenizer: Any, config: DistillConfig) -> tuple[Engine, ...]:
-    if config.engine != "native":
-        raise UserError(f"engine {config.engine} is not available yet; use --engine native")
+def _engines(folder: Path, tokenizer: Any, config: DistillConfig, output: Path) -> tuple[Engine, ...]:
     from dcore_jax import load_hf
 
     mesh = make_mesh(config.mesh) if config.mesh else None
-    engine = NativeEngine(
-        load_hf(folder, dtype=config.dtype, mesh=mesh),
-        slots=config.slots,
-        max_length=config.max_length,
+    engine = open_engine(
+        config.engine,
+        folder,
+        decoder=load_hf(folder, dtype=config.dtype, mesh=mesh) if config.engine == "native" else None,
+        max_length=config.max_length or read_model_config(folder).max_position_embeddings,
         eos_token_ids=sorted(end_of_turn_ids(tokenizer)),
+        slots=config.slots,
+        servers=config.servers,
+        output=output,
+        dtype=config.dtype,
         mesh=mesh,
         first_length=config.cache_length,
     )
