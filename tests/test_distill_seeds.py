@@ -674,12 +674,69 @@ _ANY = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-_FIELDS = ["system", "conversations", "tools", "query", "answers", "instruction", "input", "output", "messages", "reference",
-           "prompt", "reward_model", "history", "responses", "kind", "answer", "policy"]  # fmt: skip
 
 
-@given(st.sampled_from(SOURCES[:-1]), st.dictionaries(st.sampled_from(_FIELDS), _ANY, max_size=6))
-@settings(max_examples=200, deadline=None)
-def test_no_record_whatever_it_holds_brings_a_reader_down(source, row):
-    for found in parse_seed(source, row, "file:1"):
+def test_text_that_cannot_be_written_and_nesting_that_cannot_be_walked_are_counted():
+    assert reasons("xlam", xlam([], query="a \ud800 tide")) == ["text with a lone surrogate"]
+    nested = []
+    for _ in range(3000):
+        nested = [nested]
+    deep = {"name": "f", "parameters": {"a": {"type": "str", "default": nested}}}
+    (reason,) = reasons("xlam", {"query": "x", "answers": [], "tools": [deep]})
+    assert reason == "nested too deep"
+
+
+_VALID = {
+    "toolace": toolace(
+        "A boat?", '[Tide Table API(harbour="A")]', said("tool", "4"), said("assistant", "4 m.")
+    ),
+    "xlam": xlam([{"name": "tide", "arguments": {"harbour": "A"}}]),
+    "hammer": xlam([]),
+    "apigen_mt": {
+        "system": "rules",
+        "tools": [schema("find", id="string")],
+        "conversations": [
+            said("human", "Find it."),
+            said("function_call", '{"name": "find", "arguments": {"id": "Zwin"}}'),
+            said("observation", "found"),
+            said("gpt", "Found."),
+        ],
+    },
+    "rlla": rlla(
+        "<user> Tide? </user>",
+        '<tool_call>\n{"name": "Tide Table", "parameters": {"harbour": "A"}}\n</tool_call>',
+    ),
+    "jsonl": {
+        "tools": [schema("tide", harbour="string")],
+        "messages": [
+            {"role": "user", "content": "Tide?"},
+            {
+                "role": "assistant",
+                "tool_calls": [{"function": {"name": "tide", "arguments": {"harbour": "A"}}}],
+            },
+            {"role": "tool", "content": "4"},
+            {"role": "assistant", "content": "4 m."},
+        ],
+    },
+}
+
+
+def replaced(value, path, new):
+    """`value` with the node that `path` leads to put in place of; numbers choose among the children."""
+    children = list(
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    )
+    if not path or not children:
+        return new
+    key, inner = children[path[0] % len(children)]
+    changed = replaced(inner, path[1:], new)
+    return {**value, key: changed} if isinstance(value, dict) else [*value[:key], changed, *value[key + 1 :]]
+
+
+@pytest.mark.parametrize("source", SOURCES[:-1])
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=5), _ANY)
+@settings(max_examples=60, deadline=None)
+def test_no_record_whatever_is_wrong_in_it_brings_a_reader_down(source, path, new):
+    assert samples(source, _VALID[source])
+    for found in parse_seed(source, replaced(_VALID[source], path, new), "file:1"):
         assert isinstance(found, SeedSample | Malformed)

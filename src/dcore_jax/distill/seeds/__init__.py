@@ -73,6 +73,8 @@ def parse_seed(source: str, row: Any, origin: str) -> Iterator[SeedSample | Malf
             yield from samples_of(found)
     except Malformed as reason:
         yield reason
+    except RecursionError:
+        yield Malformed("nested too deep")
 
 
 def _found(specs: Iterable[str]) -> Iterator[tuple[str, SeedSample | Malformed]]:

@@ -108,7 +108,7 @@ def with_id(sample: SeedSample) -> SeedSample:
         list(sample.responses),
         sample.answer,
     ]
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode())
     return replace(sample, id=digest.hexdigest()[:32])
 
 
@@ -125,8 +125,8 @@ def checked(sample: SeedSample) -> SeedSample:
         raise Malformed("another number of responses than of reference calls")
     try:
         return with_id(sample)
-    except (ValueError, RecursionError):
-        raise Malformed("text with lone surrogates, or nested too deep") from None
+    except UnicodeEncodeError:
+        raise Malformed("text with a lone surrogate") from None
 
 
 def _carried(calls: Sequence[Call]) -> None:

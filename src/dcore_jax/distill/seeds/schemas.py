@@ -193,7 +193,7 @@ def _merged(schema: Schema, depth: int) -> tuple[Schema, bool]:
             for name, inner in properties.items()
         }
         if isinstance(required := schema.get("required"), list):
-            result["required"] = [name for name in required if name in properties]
+            result["required"] = [name for name in required if isinstance(name, str) and name in properties]
     if isinstance(items := schema.get("items"), dict):
         result["items"] = _standard(items, depth + 1)
     for key in ("anyOf", "oneOf", "allOf"):
