@@ -1,5 +1,6 @@
 """What a distillation run reports: report.html (one file that needs no network), a table for the terminal, Table 6."""
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -86,7 +87,8 @@ def write_report(
             f"{path}: the report cannot be written: {error.strerror}; choose another output"
         ) from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
     return summary
 
 
