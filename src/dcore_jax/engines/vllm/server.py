@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,8 +75,8 @@ class ServerPlan:
 class OwnServer:
     """One server process. `start` may be called again after its end; the address and the key stay."""
 
-    def __init__(self, plan: ServerPlan, number: int = 0, command: Sequence[str] | None = None):
-        self._plan, self._command = plan, command
+    def __init__(self, plan: ServerPlan, number: int = 0):
+        self._plan = plan
         self.key = secrets.token_urlsafe(24)
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -102,7 +102,7 @@ class OwnServer:
         environment = server_environment(os.environ, self.key)
         with self.log.open("ab") as log:
             self._keeper = subprocess.Popen(
-                [sys.executable, "-S", str(keeper), *(self._command or self._plan.command(self.port))],
+                [sys.executable, "-S", str(keeper), *self._plan.command(self.port)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

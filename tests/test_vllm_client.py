@@ -1,0 +1,555 @@
+"""Engines over HTTP against stub servers: order, faults, weight versions. The real vLLM is in test_vllm.py."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dcore_jax import UserError, load_hf
+from dcore_jax.engines import Engine, Request, SamplingParams, fan_out, open_engine
+from dcore_jax.engines.vllm import engine as engine_module
+from dcore_jax.engines.vllm.answers import BadAnswer, Question
+from dcore_jax.engines.vllm.canary import Canary, Reference, Seen, check_canary, reference_function
+from dcore_jax.engines.vllm.engine import ServerEngine
+from dcore_jax.engines.vllm.pool import Limits
+from dcore_jax.engines.vllm.server import OwnServer, ServerPlan
+from dcore_jax.engines.vllm.sync import check_coverage, expected_tensors
+from stub_vllm_server import VOCAB, stub_tokens
+
+STUB = Path(__file__).with_name("stub_vllm_server.py")
+EOS = (7,)
+FAST = Limits(backoff=0.01, longest_backoff=0.05, probe_every=0.2, probe_timeout=0.4, patience=30.0)
+
+
+class StubPlan(ServerPlan):
+    """A plan whose servers are stubs; its `arguments` are theirs."""
+
+    def command(self, port):
+        return [sys.executable, str(STUB), f"--port={port}", *self.arguments]
+
+
+@pytest.fixture(scope="module")
+def model(checkpoints):
+    return load_hf(checkpoints["qwen3"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stub_tensors(model):
+    os.environ["STUB_TENSORS"] = json.dumps(sorted(expected_tensors(model.config)))
+    yield
+    del os.environ["STUB_TENSORS"]
+
+
+def own(folder, number=0, *arguments, **plan):
+    return OwnServer(StubPlan(Path("model"), folder, 512, arguments=arguments, **plan), number)
+
+
+def engine_of(servers, model, folder, **settings):
+    given = {"max_length": 128, "eos_token_ids": EOS, "folder": folder, "limits": FAST, "startup": 30.0}
+    return ServerEngine(servers, model.config, **{**given, **settings})
+
+
+@pytest.fixture(scope="module")
+def two(model, tmp_path_factory):
+    """An engine of two healthy stubs that take 20 ms for an answer."""
+    folder = tmp_path_factory.mktemp("two")
+    servers = [own(folder, i, "--delay=0.02") for i in range(2)]
+    engine = engine_of(servers, model, folder)
+    yield engine, servers, folder
+    engine.close()
+
+
+def ask(server, path, body=None):
+    request = urllib.request.Request(
+        server.url + path,
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"Authorization": f"Bearer {server.key}", "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as response:
+        return json.loads(response.read() or "null")
+
+
+def requests(count, tokens=6, seed=0):
+    return [
+        Request((1, 2, i % VOCAB), SamplingParams(max_tokens=tokens, seed=seed + i), i) for i in range(count)
+    ]
+
+
+def expected(request, weights, limit=None):
+    wish = request.sampling
+    return stub_tokens(request.prompt_ids, wish.seed, weights, limit or wish.max_tokens, EOS)
+
+
+def assert_answers(samples, asked, weights, version=0):
+    """Every request has its own answer, in order, by those weights."""
+    assert [s.request_id for s in samples] == [r.id for r in asked]
+    for sample, request in zip(samples, asked):
+        ids, logprobs, reason = expected(request, weights)
+        assert (list(sample.ids), list(sample.logprobs), sample.finish_reason) == (ids, logprobs, reason)
+        assert sample.weight_version == version
+
+
+def push(engine, model, folder, version, **changes):
+    """Updates the weights, with stubs that answer the canary as the trainer does, but for `changes`."""
+    reference = reference_function(Canary(VOCAB), nnx.split(model)[0])(nnx.split(model)[1])
+    given = {"prompt": reference.prompt.tolist(), "sampled": reference.sampled.tolist(), **changes}
+    (Path(folder) / "stub_canary.json").write_text(json.dumps(given))
+    engine.update_weights(model, version)
+    return engine._target.name
+
+
+# --- healthy servers ---
+
+
+def test_samples_come_in_order_and_once_from_servers_that_share_the_load(two):
+    engine, servers, _ = two
+    assert isinstance(engine, Engine)
+    before = [len(ask(s, "/stub/seen")["finished"]) for s in servers]
+    asked = requests(40, seed=1000)
+    assert_answers(engine.generate(asked), asked, "default")
+    seen = [ask(s, "/stub/seen")["finished"][n:] for s, n in zip(servers, before)]
+    assert sorted(seed for part in seen for _, seed in part) == [1000 + i for i in range(40)]
+    assert min(len(part) for part in seen) >= 15
+    assert engine.in_flight == 0 and engine.faults == {}
+
+
+def test_submitted_requests_come_back_through_poll_beside_a_generate(two):
+    engine, _, _ = two
+    asked = requests(10, seed=2000)
+    engine.submit(asked)
+    beside = requests(3, seed=3000)
+    assert_answers(engine.generate(beside), beside, "default")
+    assert engine.in_flight == 10
+    samples = []
+    while engine.in_flight:
+        samples += engine.poll()
+    samples.sort(key=lambda s: s.request_id)
+    assert_answers(samples, asked, "default")
+    assert engine.poll() == []
+
+
+def test_prompts_without_room_come_back_overlong_and_answers_are_cut_at_the_longest_sequence(two):
+    engine, _, _ = two
+    before = engine.stats
+    long = Request(tuple(range(100)) + tuple(range(28)), SamplingParams(), "overlong")
+    nearly = Request((1,) * 126, SamplingParams(max_tokens=50, seed=3, ignore_eos=True), "nearly")
+    first, second = engine.generate([long, nearly])
+    assert (first.finish_reason, first.ids) == ("overlong", ())
+    assert second.finish_reason == "length" and len(second.ids) == 2
+    assert engine.stats.overlong == before.overlong + 1 and engine.stats.requests == before.requests + 2
+
+
+def test_stop_tokens_end_a_sample_and_stay_in_it(two):
+    engine, _, _ = two
+    asked = [Request((5,), SamplingParams(max_tokens=100, seed=s, stop_token_ids=(9,)), s) for s in range(20)]
+    stopped = [s for s in engine.generate(asked) if s.finish_reason == "stop"]
+    assert {s.ids[-1] for s in stopped} == {7, 9}
+    deaf = engine.generate(
+        [Request((5,), SamplingParams(max_tokens=100, seed=s, ignore_eos=True)) for s in range(5)]
+    )
+    assert all(len(s.ids) == 100 for s in deaf) and any(7 in s.ids for s in deaf)
+
+
+def test_a_server_never_has_more_requests_than_the_limit(model, tmp_path):
+    server = own(tmp_path, 0, "--delay=0.02")
+    engine = engine_of([server], model, tmp_path, limits=Limits(in_flight=3, queue=5))
+    try:
+        asked = requests(20)
+        assert_answers(engine.generate(asked), asked, "default")
+        assert ask(server, "/stub/seen")["busiest"] == 3
+    finally:
+        engine.close()
+
+
+def test_requests_that_no_engine_could_serve_raise_before_any_is_sent(two):
+    engine, servers, _ = two
+    before = [len(ask(s, "/stub/seen")["began"]) for s in servers]
+    with pytest.raises(UserError, match="request 'x': prompt_ids is empty"):
+        engine.generate([*requests(3), Request((), id="x")])
+    assert [len(ask(s, "/stub/seen")["began"]) for s in servers] == before
+
+
+# --- weights ---
+
+
+@pytest.mark.parametrize("sync", ["transfer", "disk"])
+def test_each_update_has_a_version_that_every_sample_carries(sync, model, tmp_path):
+    servers = [own(tmp_path, i, "--delay=0.02") for i in range(2)]
+    engine = engine_of(servers, model, tmp_path, sync=sync)
+    try:
+        for version in (1, 2):
+            name = push(engine, model, tmp_path, version)
+            asked = requests(8)
+            assert_answers(engine.generate(asked), asked, name, version)
+        assert engine.weight_version == 2 and max(engine.canary_gaps.values()) < 1e-6
+        assert len(list(tmp_path.glob("weights-*/model.safetensors"))) == 1  # the one before is gone
+        engine.submit(asked)
+        with pytest.raises(RuntimeError, match="8 requests are in flight"):
+            engine.update_weights(model, 3)
+        calls = ask(servers[0], "/stub/seen")["pushes"]
+        assert ("/finish_weight_update" in calls) == (sync == "transfer")
+    finally:
+        engine.close()
+    assert not list(tmp_path.glob("weights-*"))
+
+
+def test_a_canary_that_differs_from_the_trainer_stops_the_run(two, model):
+    engine, _, folder = two
+    with pytest.raises(
+        UserError, match=r"after weight update 1 the canary's log-probabilities are .* nats off"
+    ):
+        push(engine, model, folder, 1, prompt=[-3.0] * 63)
+    with pytest.raises(UserError, match="start the server with --logprobs-mode processed_logprobs"):
+        push(engine, model, folder, 1, sampled=[-0.001] * VOCAB)
+    name = push(engine, model, folder, 2)
+    assert_answers(engine.generate(requests(2)), requests(2), name, 2)
+
+
+def test_a_model_with_other_tensors_is_refused_before_anything_is_sent(model, tmp_path, monkeypatch):
+    names = sorted(expected_tensors(model.config))
+    monkeypatch.setenv("STUB_TENSORS", json.dumps(["model.other.weight", *names[1:]]))
+    server = own(tmp_path)
+    engine = engine_of([server], model, tmp_path)
+    try:
+        with pytest.raises(
+            UserError, match=r"1 that we do not send \(model.other.weight\) and 1 of ours that it lacks"
+        ):
+            push(engine, model, tmp_path, 1)
+        assert "/start_weight_update" not in ask(server, "/stub/seen")["pushes"]
+    finally:
+        engine.close()
+
+
+def test_coverage_is_equality_of_sets():
+    check_coverage({"a", "b"}, ["b", "a"], "x")
+    for theirs in (["a"], ["a", "b", "c"]):
+        with pytest.raises(UserError, match="another one than the trainer's"):
+            check_coverage({"a", "b"}, theirs, "x")
+
+
+def test_the_canary_tells_stale_weights_even_within_the_tolerance():
+    rng = np.random.default_rng(0)
+    old = rng.normal(-3, 1, 63).astype(np.float32)
+    new = old + np.float32(5e-4)
+    sampled = np.log(np.full(4, 0.25, np.float32))
+    reference, before = Reference(new, sampled), Reference(old, sampled)
+
+    def check(prompt):
+        seen = Seen(prompt.tolist(), 1, float(sampled[1]))
+        return check_canary(seen, reference, before, dtype="float32", version=4, where="x")
+
+    assert check(new + 1e-5) < 2e-5
+    with pytest.raises(UserError, match="weight update 4 changed nothing"):
+        check(old + 1e-5)
+
+
+# --- faults: each row of the table in docs/vllm.md ---
+
+
+@pytest.mark.parametrize("fault", ["status", "garbage", "nonsense", "forget"])
+def test_one_bad_answer_is_asked_again_and_nothing_is_lost(fault, two, model):
+    engine, servers, folder = two
+    name = push(engine, model, folder, 5)
+    ask(servers[0], "/stub/fault", {"fault": fault})
+    asked = requests(16, seed=4000)
+    faults = sum(engine.faults.values())
+    assert_answers(engine.generate(asked), asked, name, 5)
+    assert sum(engine.faults.values()) > faults
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_server_of_ours_that_is_killed_or_hangs_in_mid_batch_is_started_again_with_the_current_weights(
+    number, model, tmp_path
+):
+    server = own(tmp_path, 0, "--delay=0.1")
+    engine = engine_of(
+        [server],
+        model,
+        tmp_path,
+        limits=Limits(in_flight=4, backoff=0.01, probe_every=0.2, probe_timeout=0.4),
+    )
+    try:
+        name = push(engine, model, tmp_path, 3)
+        asked = requests(24)
+        engine.submit(asked)
+        done = []
+        while len(done) < 6:
+            done += engine.poll()
+        os.killpg(server.group, number)
+        while engine.in_flight:
+            done += engine.poll()
+        assert server.starts == 2
+        assert Counter(s.request_id for s in done) == Counter(range(24))
+        assert_answers(sorted(done, key=lambda s: s.request_id), asked, name, 3)
+        assert engine.faults
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_requests_of_a_foreign_server_that_dies_or_hangs_go_to_the_others(number, model, tmp_path):
+    servers = [own(tmp_path, i, "--delay=0.05") for i in range(2)]
+    for server in servers:
+        server.key = servers[0].key
+        server.start()
+    engine = engine_of([s.url for s in servers], model, tmp_path, key=servers[0].key, limits=FAST)
+    try:
+        name = push(engine, model, tmp_path, 1)
+        asked = requests(60)
+        engine.submit(asked)
+        done = []
+        while len(done) < 10:
+            done += engine.poll()
+        os.killpg(servers[0].group, number)
+        while engine.in_flight:
+            done += engine.poll()
+        assert Counter(s.request_id for s in done) == Counter(range(60))
+        assert_answers(sorted(done, key=lambda s: s.request_id), asked, name, 1)
+        if number == signal.SIGSTOP:  # it comes back, and serves again once it is well
+            os.killpg(servers[0].group, signal.SIGCONT)
+            count = len(ask(servers[0], "/stub/seen")["finished"])
+            for _ in range(100):
+                again = requests(8, seed=9000)
+                assert_answers(engine.generate(again), again, name, 1)
+                if len(ask(servers[0], "/stub/seen")["finished"]) > count:
+                    break
+                time.sleep(0.05)
+            else:
+                raise AssertionError("the server that went on was never asked again")
+    finally:
+        engine.close()
+        for server in servers:
+            server.stop()
+
+
+def test_a_server_that_always_fails_is_a_clear_stop_unless_another_one_serves(model, tmp_path):
+    bad, good = own(tmp_path, 0, "--fault=garbage", "--keep-fault"), own(tmp_path, 1)
+    engine = engine_of([bad, good], model, tmp_path)
+    asked = requests(30)
+    try:
+        assert_answers(engine.generate(asked), asked, "default")
+    finally:
+        engine.close()
+    engine = engine_of([bad], model, tmp_path)
+    try:
+        with pytest.raises(
+            UserError, match=r"failed 8 times, last http://127.0.0.1:\d+: an answer that is no JSON"
+        ):
+            engine.generate(asked[:1])
+    finally:
+        engine.close()
+
+
+def test_a_server_that_dies_at_every_request_is_given_up_with_its_log(model, tmp_path):
+    engine = engine_of([own(tmp_path, 0, "--fault=crash", restarts=1)], model, tmp_path)
+    try:
+        with pytest.raises(UserError, match=r"the vLLM server ended 2 times.*the log is .*vllm_0.log"):
+            engine.generate(requests(1))
+    finally:
+        engine.close()
+
+
+def test_a_context_that_is_too_small_is_a_clear_stop(two, model, tmp_path):
+    with pytest.raises(UserError, match="serves 64 tokens of prompt and continuation, the run needs 128"):
+        engine_of([own(tmp_path, 0, "--length=64")], model, tmp_path)
+    engine, servers, _ = two
+    for server in servers:
+        ask(server, "/stub/fault", {"fault": "small"})
+    try:
+        with pytest.raises(UserError, match="refuses request 0: maximum context length is 8 tokens"):
+            engine.generate(requests(1))
+    finally:
+        for server in servers:
+            ask(server, "/stub/fault", {"fault": "none"})
+
+
+def test_servers_that_cannot_be_used_are_named_at_the_start(two, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine_module, "_REFUSED", 0.5)
+    with pytest.raises(UserError, match=r"http://127.0.0.1:9: no connection for 0 s; is it up"):
+        engine_of(["http://127.0.0.1:9"], model, tmp_path)
+    _, servers, _ = two
+    engine = engine_of([servers[0].url], model, tmp_path, key="wrong")
+    with pytest.raises(UserError, match="refuses the API key; set VLLM_API_KEY"):
+        engine.generate(requests(1))
+    engine.close()
+
+    class Broken(ServerPlan):
+        def command(self, port):
+            return [sys.executable, "-c", "raise RuntimeError('no such model')"]
+
+    with pytest.raises(
+        UserError, match=r"did not start \(RuntimeError: no such model\); the log is .*vllm_0.log"
+    ):
+        engine_of([OwnServer(Broken(Path("model"), tmp_path, 512))], model, tmp_path)
+    with pytest.raises(UserError, match="no vLLM server: give --server"):
+        engine_of([], model, tmp_path)
+
+
+# --- servers of our own ---
+
+
+def test_a_server_of_ours_listens_on_loopback_behind_a_key_that_is_not_on_its_command_line(two):
+    _, servers, folder = two
+    assert len({s.key for s in servers}) == 2 and all(len(s.key) >= 32 for s in servers)
+    for server in servers:
+        shown = Path(f"/proc/{server.group}/cmdline").read_bytes().decode()
+        assert server.key not in shown
+        assert server.log.parent == folder
+    command = ServerPlan(Path("m"), folder, 64).command(1)
+    assert "--host=127.0.0.1" in command and not any("trust" in part for part in command)
+
+
+def test_no_server_outlives_a_run_that_is_killed(tmp_path):
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(STUB.parent)!r})
+from pathlib import Path
+from dcore_jax.engines.vllm.server import OwnServer, ServerPlan
+class StubPlan(ServerPlan):
+    def command(self, port):
+        return [sys.executable, {str(STUB)!r}, f"--port={{port}}"]
+server = OwnServer(StubPlan(Path("m"), Path({str(tmp_path)!r}), 64))
+server.start()
+print(server.group, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    group = int(run.stdout)
+    for _ in range(200):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the server is still there")
+
+
+# --- answers ---
+
+QUESTION = Question(Request((1, 2)), 3, frozenset({7}), 10)
+
+
+def answer(ids, logprobs=None, reason="length", **changes):
+    content = [{"logprob": p} for p in ([-1.0] * len(ids) if logprobs is None else logprobs)]
+    return {
+        "choices": [{"token_ids": ids, "logprobs": {"content": content}, "finish_reason": reason, **changes}]
+    }
+
+
+def test_answers_that_fit_are_read_as_they_are():
+    assert QUESTION.read(answer([1, 2, 3])) == ((1, 2, 3), (-1.0,) * 3, "length")
+    assert QUESTION.read(answer([1, 7], reason="stop")) == ((1, 7), (-1.0,) * 2, "stop")
+    assert QUESTION.read(answer([1, 2, 7], reason="length"))[2] == "stop"
+    spans = [{"version": "a", "start": 0, "end": 3}]
+    assert QUESTION.read(answer([1, 2, 3], weight_versions=spans), "a")[0] == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        answer([1, 2]),  # ended by nothing
+        answer([1, 2, 3], reason="abort"),
+        answer([1, 2, 3], reason="stop"),
+        answer([7, 2, 3]),  # past its end
+        answer([1, 2, 3, 4]),
+        answer([1, 2, 10]),  # outside the vocabulary
+        answer([1, 2, -1]),
+        answer([1, 2, True]),
+        answer([1, 2, 3], logprobs=[-1.0, -1.0]),
+        answer([1, 2, 3], logprobs=[-1.0, float("nan"), -1.0]),
+        answer([1, 2, 3], logprobs=[-1.0, None, -1.0]),
+        answer([1, 2, 3], logprobs=[-1.0, 0.5, -1.0]),
+        answer([]),
+        {"choices": []},
+        {"choices": [{}]},
+        [],
+        None,
+    ],
+)
+def test_answers_that_do_not_fit_are_bad(payload):
+    with pytest.raises(BadAnswer):
+        QUESTION.read(payload)
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        None,
+        [],
+        [{"version": "b", "start": 0, "end": 3}],
+        [{"version": "a", "start": 0, "end": 2}],
+        [{"version": "b", "start": 0, "end": 1}, {"version": "a", "start": 1, "end": 3}],
+    ],
+)
+def test_an_answer_of_other_weights_or_of_two_is_bad(spans):
+    with pytest.raises(BadAnswer, match="other weights"):
+        QUESTION.read(answer([1, 2, 3], weight_versions=spans), "a")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["choices", "token_ids", "logprobs", "content", "finish_reason"]), inner
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@given(JSON)
+@settings(max_examples=200, deadline=None)
+def test_no_answer_whatever_raises_anything_else(payload):
+    with pytest.raises(BadAnswer):
+        QUESTION.read(payload)
+
+
+def test_every_field_that_shapes_the_distribution_is_named_in_a_request():
+    body = Question.of(requests(1)[0], EOS, 128, VOCAB).body("m")
+    named = set(body["sampling_params"])
+    assert named >= {
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+    }
+    assert named >= {"seed", "max_tokens", "stop_token_ids", "ignore_eos", "logprobs"}
+    json.dumps(body)
+
+
+# --- the door ---
+
+
+def test_engines_open_by_name(checkpoints, model):
+    native = open_engine("native", checkpoints["qwen3"], max_length=32, slots=2, weight_version=4)
+    group = fan_out(Request((1, 2), SamplingParams(max_tokens=2)), 2)
+    assert [s.weight_version for s in native.generate(group)] == [4, 4]
+    native.close()
+    with pytest.raises(UserError, match="servers are given but the engine is 'native'"):
+        open_engine("native", checkpoints["qwen3"], max_length=32, servers=["http://x:1"])
+    if jax.default_backend() == "cpu" and not _has_vllm():
+        with pytest.raises(UserError, match="engine vllm needs vLLM, which is not in this environment"):
+            open_engine("vllm", checkpoints["qwen3"], max_length=32)
+
+
+def _has_vllm():
+    from importlib.util import find_spec
+
+    return find_spec("vllm") is not None
