@@ -22,7 +22,7 @@ from dcore_jax.models.blocked_attention import blocked_attention
 AttentionImplementation = Literal["auto", "xla", "cudnn", "splash", "splash_interpret"]
 
 # Tokens of a block of blocked_attention. An accelerator asks the host about each turn of its loops: few and large ones there.
-XLA_BLOCK = {"cpu": 128, "gpu": 512, "tpu": 512}
+XLA_BLOCK = {"cpu": 256, "gpu": 512, "tpu": 512}
 
 
 def segment_mask(segment_ids: Int[Array, "batch length"]) -> Bool[Array, "batch 1 length length"]:

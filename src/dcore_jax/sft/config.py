@@ -53,6 +53,9 @@ class NanoConfig:
     layers: int = 4
     tasks: int = 2000  # tool-world tasks to draw the sample data from
     subtasks: int = 3  # at most, in one task
+    kinds: tuple[str, ...] = ()  # of these tasks: single, sequential, parallel, irrelevant; empty: all
+    # Besides, tasks of 2 to 5 subtasks that are not shown whole: each is taught subtask by subtask, and as a decomposition.
+    lessons: int = 0
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,16 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from dcore_jax.models import Compute, model_config_from_hf
 from dcore_jax.sft.config import NanoConfig
-from dcore_jax.toolworld import generate_tasks, write_jsonl
+from dcore_jax.toolworld import generate_tasks, to_record
+from dcore_jax.toolworld.lessons import decomposition_record, subtask_record
 from dcore_jax.toolworld.nano import build_tokenizer, nano_config
+from dcore_jax.toolworld.records import write_records
 from dcore_jax.weights import export_decoder, new_decoder
 
 NANO = "nano"
@@ -37,12 +41,19 @@ def embedded_model(folder: Path, config: NanoConfig, seed: int) -> Path:
 
 def embedded_data(folder: Path, config: NanoConfig, seed: int) -> Path:
     """A JSONL file of chat records drawn from the tool world's training split; made once."""
-    out = folder / f"{TOOLWORLD}-{config.tasks}-upto{config.subtasks}-seed{seed}.jsonl"
+    kinds = "".join(f"-{kind}" for kind in config.kinds)
+    lessons = f"-lessons{config.lessons}" if config.lessons else ""
+    out = folder / f"{TOOLWORLD}-{config.tasks}-upto{config.subtasks}{kinds}{lessons}-seed{seed}.jsonl"
     if not out.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
-        write_jsonl(
-            partial, generate_tasks(config.tasks, seed=seed, split="train", subtasks=(1, config.subtasks))
-        )
-        os.replace(partial, out)
+        write_records(out, _records(config, seed))
     return out
+
+
+def _records(config: NanoConfig, seed: int) -> Iterator[dict[str, Any]]:
+    sizes, kinds = (1, config.subtasks), config.kinds or None
+    for task in generate_tasks(config.tasks, seed=seed, split="train", kinds=kinds, subtasks=sizes):
+        yield to_record(task)
+    several = ("sequential", "parallel")
+    for task in generate_tasks(config.lessons, seed=seed, split="train", kinds=several, subtasks=(2, 5)):
+        yield subtask_record(task)
+        yield decomposition_record(task)

@@ -7,7 +7,7 @@ is an observation with an error, and its size is bounded.
 import copy
 import json
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from dcore_jax.calls import Call, calls_equal
 from dcore_jax.toolworld.family import ToolFamily, get_family
@@ -23,6 +23,7 @@ class Observation:
     error: str | None = None
 
 
+@runtime_checkable
 class Environment(Protocol):
     """A place where calls have effects. Use: `reset(task)`, then `call` until `done`."""
 

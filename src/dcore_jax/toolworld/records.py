@@ -27,7 +27,7 @@ def to_record(task: Task, *, call_format: CallFormat = "python", thinking: bool 
         ]
     thought = "the tools have answered." if task.reference else "no tool serves this request."
     report = f"<response>{task.answer}</response>" if call_format == "tags" else task.answer
-    messages.append({"role": "assistant", "content": (_think(thought) if thinking else "") + report})
+    messages.append({"role": "assistant", "content": (think(thought) if thinking else "") + report})
     return {"messages": messages, "tools": list(task.tools), "category": task.kind, "id": task.id}
 
 
@@ -38,6 +38,13 @@ def write_jsonl(
     call_format: CallFormat = "python",
     thinking: bool = True,
 ) -> int:
+    """Write one record a task, one a line, and give their number. The file appears whole or not at all."""
+    return write_records(
+        path, (to_record(task, call_format=call_format, thinking=thinking) for task in tasks)
+    )
+
+
+def write_records(path: str | os.PathLike[str], records: Iterable[dict[str, Any]]) -> int:
     """Write one record a line and give their number. The file appears whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,8 +52,8 @@ def write_jsonl(
     count = 0
     try:
         with unfinished.open("w", encoding="utf-8") as file:
-            for task in tasks:
-                file.write(json.dumps(to_record(task, call_format=call_format, thinking=thinking)) + "\n")
+            for record in records:
+                file.write(json.dumps(record) + "\n")
                 count += 1
         unfinished.replace(path)
     finally:
@@ -63,7 +70,7 @@ def _turns(task: Task) -> list[range]:
 
 def _calling_thought(task: Task, turn: range) -> str:
     steps = "\n".join(f"step {i + 1}: {task.subtasks[i]}." for i in turn)
-    return _think(steps + ("\nno step needs another." if task.kind == "parallel" else ""))
+    return think(steps + ("\nno step needs another." if task.kind == "parallel" else ""))
 
 
 def _calling_message(task: Task, turn: range, thought: str, call_format: CallFormat) -> dict[str, Any]:
@@ -77,5 +84,6 @@ def _calling_message(task: Task, turn: range, thought: str, call_format: CallFor
     return {"role": "assistant", "content": thought, "tool_calls": tool_calls}
 
 
-def _think(thought: str) -> str:
+def think(thought: str) -> str:
+    """The thought between its tags, as the rewards' format rule wants it before an answer."""
     return f"<think>\n{thought}\n</think>\n\n"
