@@ -222,7 +222,7 @@ def test_memory_does_not_grow_with_the_number_of_outcomes(tmp_path):
         return used
 
     peak(1_000)  # imports and caches
-    assert peak(4_000) < 1.1 * peak(1_000) + 100_000
+    assert peak(2_500) < 1.1 * peak(1_000) + 100_000
 
 
 def test_a_run_without_any_outcome_still_has_a_page(tmp_path):

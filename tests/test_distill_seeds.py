@@ -1,7 +1,9 @@
 """Seeds: every format's record makes the samples it should, and what makes none is counted."""
 
 import json
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from dcore_jax.calls import CALL_FORMATS, Call, calls_equal, parse_calls, render_calls
 from dcore_jax.data.files import Malformed
 from dcore_jax.distill.kinds import asks, detect_kind, refuses
-from dcore_jax.distill.sample import SeedSample
+from dcore_jax.distill.sample import KINDS, SeedSample
 from dcore_jax.distill.seeds import SOURCES, parse_seed, read_seeds
 from dcore_jax.distill.seeds.conversation import match_answers
 from dcore_jax.distill.seeds.schemas import openai_tool, openai_tools, relax_required, type_schema
@@ -740,3 +742,20 @@ def test_no_record_whatever_is_wrong_in_it_brings_a_reader_down(source, path, ne
     assert samples(source, _VALID[source])
     for found in parse_seed(source, replaced(_VALID[source], path, new), "file:1"):
         assert isinstance(found, SeedSample | Malformed)
+
+
+def test_the_worked_example_of_the_page_prints_what_the_page_says(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[1] / "docs" / "seeds.md").read_text()
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    printed = re.search(r"```text\n(.*?)```", page, re.DOTALL)[1]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/seeds.md", "exec"), {})
+    assert capsys.readouterr().out == printed
+
+
+def test_the_figures_of_the_page_are_those_of_the_real_file(real_data):
+    page = (Path(__file__).parents[1] / "docs" / "seeds.md").read_text()
+    found, _ = read_seeds([f"rlla:{real_data / 'toolrl' / 'rlla_sft.json'}"])
+    counts = Counter(sample.kind for sample in found)
+    named = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
+    assert f"{len(found)} samples ({named})" in page
