@@ -27,11 +27,13 @@ class Recorded:
 
     def __init__(self, *, by_content: bool = False):
         self._by_content = by_content
+        self._left: list[tuple[Call, str]] = []
+        self._seen: list[Observation] = []
 
     def reset(self, task: SeedSample) -> None:
         """Start again with the sample's reference and responses."""
         self._left = list(zip(task.reference, task.responses))
-        self._seen: list[Observation] = []
+        self._seen = []
 
     def call(self, call: Call) -> Observation:
         """The recorded response; an observation with an error where none is left."""
@@ -63,13 +65,14 @@ class Bounded:
     A call that does not come back in time is left behind in its thread, and every later call is an error.
     """
 
-    def __init__(self, inside: Environment, *, seconds: float = 10.0, max_chars: int = 16_384):
+    def __init__(self, inside: Environment, *, seconds: int | float = 10.0, max_chars: int = 16_384):
         self._inside, self._seconds, self._max_chars = inside, seconds, max_chars
+        self._seen: list[Observation] = []
+        self._stuck = False
 
     def reset(self, task: Any) -> None:
         """Raises what the environment itself raises: a task that cannot start is not the model's doing."""
-        self._seen: list[Observation] = []
-        self._stuck = False
+        self._seen, self._stuck = [], False
         self._inside.reset(task)
 
     def call(self, call: Call) -> Observation:
