@@ -3,8 +3,8 @@
     python stub_vllm_server.py --port PORT [--delay SECONDS] [--length TOKENS]
 
 What it says is a function of (prompt, seed, weights), so that a test can tell which weights answered. POST /stub/fault sets one
-of: none, status (HTTP 500), garbage (no JSON), nonsense (JSON that is no answer), hang, small (refuses long requests), crash, forget
-(base weights, as after a start by someone else). GET /stub/seen tells every generate request that it began and finished.
+of: none, status (HTTP 500), garbage (no JSON), nonsense (JSON that is no answer), hang, small (refuses long requests), crash,
+forget (base weights, as after a start by someone else). GET /stub/seen tells every generate request that began and finished.
 """
 
 import argparse

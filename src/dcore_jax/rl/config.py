@@ -133,6 +133,11 @@ class RLConfig:
             raise UserError("rollout.group, rollout.max_prompt and rollout.max_response must be at least 1")
         if self.rollout.servers and self.rollout.engine != "vllm-server":
             raise UserError(f"--server is for --engine vllm-server, not for {self.rollout.engine}")
+        if self.rollout.engine != "native" and (self.rollout.top_p < 1 or self.rollout.top_k > 0):
+            raise UserError(
+                f"engine {self.rollout.engine} gives log-probabilities of what top-p and top-k left over, which RL cannot use; "
+                "set rollout.top_p 1 and rollout.top_k -1"
+            )
         if self.rows_per_update % self.rows_per_pass:
             raise UserError(
                 f"micro_rows={self.micro_rows} does not divide the {self.rows_per_update} responses of an update "
