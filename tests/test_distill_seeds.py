@@ -301,6 +301,20 @@ def test_toolace_calls_inside_words_are_found_and_the_words_kept():
     assert sample.answer == "Let me look:\nOne moment."
 
 
+def test_toolace_names_that_cannot_stand_bare_and_json_words_are_read():
+    tools = [
+        schema("Songs of the '90s (rock, pop)", title="string", live="boolean"),
+        schema("plain", a="array"),
+    ]
+    text = """[Songs of the '90s (rock, pop)(title="true, [false] null", live=true), plain(a=[null, 'it is true', false])]"""
+    (sample,) = samples("toolace", toolace("Songs?", text, tools=tools))
+    expected = [
+        call(tools[0]["name"], title="true, [false] null", live=True),
+        call("plain", a=[None, "it is true", False]),
+    ]
+    assert calls_equal(sample.reference, expected)
+
+
 def test_brackets_in_words_that_open_with_no_offered_tool_are_words():
     sample = only("toolace", toolace("High tide?", "Which harbour [see f(x)] do you mean?"))
     assert sample.kind == "irrelevant" and sample.answer == "Which harbour [see f(x)] do you mean?"

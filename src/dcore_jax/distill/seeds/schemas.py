@@ -33,7 +33,7 @@ _MAX_DEPTH = 16
 def openai_tools(value: Any) -> tuple[Schema, ...]:
     """A list of tool descriptions, or the JSON text of one, as OpenAI function schemas.
 
-    Equal texts give the same object, which is not to be changed. Raises `Malformed`.
+    Equal tools are one object, which is not to be changed. Raises `Malformed`.
     """
     return _from_text(value) if isinstance(value, str) else _from_list(value)
 
@@ -142,12 +142,19 @@ def _from_list(value: Any) -> tuple[Schema, ...]:
     if not isinstance(value, list | tuple):
         raise Malformed("tools must be a list")
     tools: tuple[Schema, ...] = ()
-    for tool in map(openai_tool, value):
-        if tool not in tools:  # the same tool twice is one tool
-            tools += (tool,)
+    for tool in value:
+        read = _from_one(json.dumps(tool, default=str))
+        if read not in tools:  # the same tool twice is one tool
+            tools += (read,)
     if len({tool_name(tool) for tool in tools}) < len(tools):
         raise Malformed("two different tools of one name")
     return tools
+
+
+@lru_cache(maxsize=65_536)
+def _from_one(text: str) -> Schema:
+    """Data sets offer a few thousand tools again and again: a hundred thousand samples share them."""
+    return openai_tool(json.loads(text))
 
 
 def _is_json_schema(parameters: Schema) -> bool:

@@ -4,6 +4,7 @@ The tools are a JSON list inside the system text; the assistant calls as `[Name 
 with words around it; one `tool` message answers all calls of a message with a JSON list.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,11 @@ _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "ass
 # The sentences around the list that say how to write calls: the call format of the run says that.
 _INTRODUCTION = re.compile(r"[^\n.]*\blist of functions in JSON format[^\n:]*:?\s*$", re.IGNORECASE)
 _CALLING_RULES = re.compile(r"\s*\.?\s*Should you decide to return the function call.*", re.DOTALL)
+_AWKWARD = re.compile(r"[()\[\]{}=,\"'\\<>]")
+_WORDS = {"true": "True", "false": "False", "null": "None"}
+_STRING_OR_WORD = re.compile(
+    r'"(?:[^"\\]++|\\.)*+"|\'(?:[^\'\\]++|\\.)*+\'|(?<=[=:,\[\s])(?:true|false|null)(?=\s*[,)\]}])', re.DOTALL
+)
 _ATTEMPTS = 64  # brackets that may open the list of tools
 
 
@@ -65,9 +71,9 @@ def find_calls(text: str, names: Sequence[str]) -> tuple[tuple[Call, ...], str]:
     """
     whole = text.strip()
     if whole.startswith("[") and whole.endswith("]"):
-        return _parsed(whole), ""
+        return _parsed(whole, names), ""
     for span in _spans(text, names):
-        calls = _parsed(text[span.start : span.stop])
+        calls = _parsed(text[span.start : span.stop], names)
         return calls, f"{text[: span.start].strip()}\n{text[span.stop :].strip()}".strip()
     return (), whole
 
@@ -84,11 +90,21 @@ def _said(turn: Any, names: Sequence[str]) -> Said:
     return Said("user" if role == "user" else "tool", turn["value"])
 
 
-def _parsed(text: str) -> tuple[Call, ...]:
-    try:
+def _parsed(text: str, names: Sequence[str]) -> tuple[Call, ...]:
+    with contextlib.suppress(UserError):
         return parse_calls(text, "python")
+    try:
+        return parse_calls(_mended(text, names), "python")
     except UserError:
         raise Malformed("calls that cannot be read") from None
+
+
+def _mended(text: str, names: Sequence[str]) -> str:
+    """The calls with JSON's words for Python's, and in quotes the offered names that cannot stand bare."""
+    if awkward := [name for name in names if _AWKWARD.search(name)]:
+        called = rf"(^\[\s*|\)\s*,\s*)({'|'.join(map(re.escape, awkward))})(?=\s*\()"
+        text = re.sub(called, lambda match: match[1] + json.dumps(match[2], ensure_ascii=False), text)
+    return _STRING_OR_WORD.sub(lambda match: _WORDS.get(match[0], match[0]), text)
 
 
 def _spans(text: str, names: Sequence[str]) -> Iterator[range]:
