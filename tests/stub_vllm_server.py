@@ -34,7 +34,7 @@ def stub_tokens(prompt, seed, weights, count, stops):
 class StubServer:
     def __init__(self, arguments):
         self.arguments, self.fault, self.name = arguments, arguments.fault, "default"
-        self.folder, self.canary = "", None
+        self.folder, self.canned = "", None
         self.began, self.finished, self.pushes = [], [], []
         self.busy = self.busiest = 0
 
@@ -68,6 +68,8 @@ class StubServer:
         if fault == "small":
             message = "maximum context length is 8 tokens"
             return web.json_response({"error": {"message": message}}, status=400)
+        if self.arguments.canned:
+            return web.Response(body=self.canned_answer(wish["max_tokens"]), content_type="application/json")
         ids, logprobs, reason = stub_tokens(
             prompt, wish["seed"], name, wish["max_tokens"], wish["stop_token_ids"]
         )
@@ -82,6 +84,18 @@ class StubServer:
             "weight_versions": spans,
         }
         return web.json_response({"choices": [choice]})
+
+    def canned_answer(self, count):
+        if self.canned is None:
+            content = [{"token_id": 1, "logprob": -1.2345678, "rank": 1, "top_logprobs": []}] * count
+            choice = {
+                "index": 0,
+                "token_ids": [1] * count,
+                "logprobs": {"content": content},
+                "finish_reason": "length",
+            }
+            self.canned = json.dumps({"choices": [choice]}).encode()
+        return self.canned
 
     def answer_canary(self, prompt):
         """What the test put beside the pushed weights as stub_canary.json: the log-probabilities that this server is to have."""
@@ -154,6 +168,9 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--length", type=int, default=512)
+    parser.add_argument(
+        "--canned", action="store_true", help="always the same answer, made once: for benchmarks"
+    )
     parser.add_argument("--fault", default="none")
     parser.add_argument(
         "--keep-fault", action="store_true", help="every request has the fault, not the next one alone"

@@ -26,6 +26,8 @@ from dcore_jax.engines.vllm.engine import ServerEngine
 from dcore_jax.engines.vllm.pool import Limits
 from dcore_jax.engines.vllm.server import OwnServer, ServerPlan
 from dcore_jax.engines.vllm.sync import check_coverage, expected_tensors
+from dcore_jax.models import read_model_config
+from dcore_jax.weights import export_decoder, new_decoder
 from stub_vllm_server import VOCAB, stub_tokens
 
 STUB = Path(__file__).with_name("stub_vllm_server.py")
@@ -41,8 +43,21 @@ class StubPlan(ServerPlan):
 
 
 @pytest.fixture(scope="module")
-def model(checkpoints):
-    return load_hf(checkpoints["qwen3"])
+def folder(tmp_path_factory):
+    """The smallest Qwen3 there is."""
+    fields = {
+        "model_type": "qwen3", "vocab_size": VOCAB, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": True, "hidden_act": "silu", "initializer_range": 0.3,
+    }  # fmt: skip
+    source = tmp_path_factory.mktemp("config")
+    (source / "config.json").write_text(json.dumps(fields))
+    return export_decoder(new_decoder(read_model_config(source)), tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load_hf(folder)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -537,16 +552,16 @@ def test_every_field_that_shapes_the_distribution_is_named_in_a_request():
 # --- the door ---
 
 
-def test_engines_open_by_name(checkpoints, model):
-    native = open_engine("native", checkpoints["qwen3"], max_length=32, slots=2, weight_version=4)
+def test_engines_open_by_name(folder):
+    native = open_engine("native", folder, max_length=32, slots=2, weight_version=4)
     group = fan_out(Request((1, 2), SamplingParams(max_tokens=2)), 2)
     assert [s.weight_version for s in native.generate(group)] == [4, 4]
     native.close()
     with pytest.raises(UserError, match="servers are given but the engine is 'native'"):
-        open_engine("native", checkpoints["qwen3"], max_length=32, servers=["http://x:1"])
+        open_engine("native", folder, max_length=32, servers=["http://x:1"])
     if jax.default_backend() == "cpu" and not _has_vllm():
         with pytest.raises(UserError, match="engine vllm needs vLLM, which is not in this environment"):
-            open_engine("vllm", checkpoints["qwen3"], max_length=32)
+            open_engine("vllm", folder, max_length=32)
 
 
 def _has_vllm():

@@ -234,14 +234,13 @@ class NativeEngine:
         if not places:
             return
         self._make_room(self._slots.room_needed(self._steps))
-        for prefix in places:
-            if prefix in self._prefilled:
-                self._prefilled.move_to_end(prefix)
-        for call in self._prefill_calls([prefix for prefix in places if prefix not in self._prefilled]):
-            self._run_prefill(call)
-            self._insert({prefix: places.pop(prefix) for prefix in call})
-        for prefix in list(places):
+        # What is still kept goes first: the prefills that follow may push it out.
+        for prefix in [prefix for prefix in places if prefix in self._prefilled]:
+            self._prefilled.move_to_end(prefix)
             self._insert({prefix: places.pop(prefix)})
+        for call in self._prefill_calls(list(places)):
+            self._run_prefill(call)
+            self._insert({prefix: places[prefix] for prefix in call})
 
     def _prefill_calls(self, prefixes: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
         """Prefixes that go through the model together: of one bucket, as many as the mesh has row shards."""

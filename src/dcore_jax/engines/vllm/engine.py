@@ -5,11 +5,9 @@ import os
 import queue
 import secrets
 import shutil
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from tqdm import tqdm
 
 from dcore_jax.engines.engine import EngineStats, Request, Sample, check_request
 from dcore_jax.engines.vllm.answers import Question, overlong
+from dcore_jax.engines.vllm.bridge import Batch, Bridge, Job
 from dcore_jax.engines.vllm.canary import Canary, Reference, coarser, reference_function
 from dcore_jax.engines.vllm.client import Client
 from dcore_jax.engines.vllm.pool import Ill, Limits, Server
@@ -78,10 +77,10 @@ class ServerEngine:
         self._graph: nnx.GraphDef | None = None
         self._reference_of: Callable[[Any], Reference] | None = None
         self._counts: Counter[str] = Counter()
-        self._jobs: set[Future] = set()
+        self._jobs: set[Job] = set()
         self._generating = 0
-        self._done: queue.SimpleQueue[Future] = queue.SimpleQueue()
-        self._places = threading.BoundedSemaphore(self._limits.queue)
+        self._done: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._failed: BaseException | None = None  # the last update did not get through
         key = os.environ.get("VLLM_API_KEY", "") if key is None else key
         self._servers = [
             Server(s.rstrip("/"), key) if isinstance(s, str) else Server(s.url, s.key, own=s) for s in servers
@@ -89,11 +88,9 @@ class ServerEngine:
         self._locks = {server: asyncio.Lock() for server in self._servers}
         self._client = Client(self._servers, self._limits, self._heal, _report)
         self._pusher = Pusher(self._client, config, self._canary, sync)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm-client", daemon=True)
-        self._thread.start()
+        self._bridge = Bridge(self._limits.queue)
         try:
-            self._run_here(self._bring_up())
+            self._bridge.run(self._bring_up())
         except BaseException:
             self.close()
             raise
@@ -124,41 +121,48 @@ class ServerEngine:
         """See Engine.generate."""
         self._check(requests)
         bar = tqdm(total=len(requests), unit="req", delay=2, leave=False, disable=not self._progress)
-        jobs: list[Future] = []
+        questions = [self._question(request) for request in requests]
+        batch = Batch(sum(question is not None for question in questions))
+        jobs: list[Job] = []
         self._generating += 1
         try:
             with bar:
-                tokens = 0
-                for request in requests:
-                    jobs.append(self._start(request))
-                waiting = set(jobs)
-                while waiting:
-                    done, waiting = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
-                    for job in done:
-                        tokens += len(job.result().ids)
-                    bar.update(len(done))
-                    elapsed = bar.format_dict["elapsed"] or 0
-                    bar.set_postfix_str(f"{tokens / elapsed if elapsed else 0:,.0f} tokens/s", refresh=False)
-            return [self._count(job.result()) for job in jobs]
+                jobs += self._bridge.start(map(self._work, filter(None, questions)), batch)
+                while not batch.wait(0.5):
+                    bar.update(len(jobs) - batch.left - bar.n)
+                    rate = batch.tokens / max(bar.format_dict["elapsed"], 1e-9)
+                    bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+            for job in jobs:
+                if job.error is not None:
+                    raise job.error
+            answered = iter(jobs)
+            return [
+                self._count(overlong(request, self._version) if question is None else next(answered).result())
+                for request, question in zip(requests, questions)
+            ]
         finally:
             self._generating -= 1
-            for job in jobs:
-                job.cancel()
+            self._bridge.cancel(jobs)
 
     def submit(self, requests: Sequence[Request]) -> None:
         """See Engine.submit; waits where `limits.queue` requests are under way."""
         self._check(requests)
-        for request in requests:
-            job = self._start(request)
+        questions = [self._question(request) for request in requests]
+        for request, question in zip(requests, questions):
+            if question is None:
+                job = Job(self._done.put)
+                job.sample = overlong(request, self._version)
+                self._jobs.add(job)
+                self._done.put(job)
+        for job in self._bridge.start(map(self._work, filter(None, questions)), self._done.put):
             self._jobs.add(job)
-            job.add_done_callback(self._done.put)
 
     def poll(self) -> list[Sample]:
         """See Engine.poll."""
         samples: list[Sample] = []
         while self._jobs:
             try:
-                job = self._done.get(timeout=0 if samples else 0.2)
+                job = self._done.get(timeout=0.2) if not samples else self._done.get_nowait()
             except queue.Empty:
                 break
             self._jobs.discard(job)
@@ -183,48 +187,46 @@ class ServerEngine:
             before=None if old is None else old.reference,
             dtype=coarser(self._dtype, np.dtype(decoder.compute.dtype).name),
         )
-        self._run_here(self._push_everywhere())
-        self._version = version
-        if old is not None:
-            shutil.rmtree(old.snapshot, ignore_errors=True)
+        try:
+            self._bridge.run(self._push_everywhere())
+        except BaseException as error:
+            self._failed = error
+            raise
+        finally:
+            if old is not None:
+                shutil.rmtree(old.snapshot, ignore_errors=True)
+        self._version, self._failed = version, None
 
     def close(self) -> None:
         """See Engine.close: ends the servers that are ours, keeps their logs, removes the snapshot."""
-        if self._loop.is_closed():
+        if self._bridge.closed:
             return
-        for job in list(self._jobs):
-            job.cancel()
+        self._bridge.cancel(self._jobs)
         self._jobs.clear()
         try:
-            self._run_here(self._client.close())
+            self._bridge.run(self._client.close())
         finally:
             for server in self._servers:
                 if server.own is not None:
                     server.own.stop()
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+            self._bridge.close()
             if self._target is not None:
                 shutil.rmtree(self._target.snapshot, ignore_errors=True)
 
     def _check(self, requests: Sequence[Request]) -> None:
-        if self._loop.is_closed():
+        if self._bridge.closed:
             raise RuntimeError("the engine is closed")
+        if self._failed is not None:
+            raise self._failed
         for request in requests:
             check_request(request, self._config.vocab_size)
 
-    def _start(self, request: Request) -> Future:
-        question = Question.of(request, self._eos, self.max_length, self._config.vocab_size)
-        if question is None:
-            done: Future = Future()
-            done.set_result(overlong(request, self._version))
-            return done
-        self._places.acquire()
+    def _question(self, request: Request) -> Question | None:
+        return Question.of(request, self._eos, self.max_length, self._config.vocab_size)
+
+    def _work(self, question: Question) -> Callable[[], Coroutine[Any, Any, Sample]]:
         weights = "" if self._target is None else self._target.name
-        work = self._client.ask(question, self._version, weights)
-        job = asyncio.run_coroutine_threadsafe(work, self._loop)
-        job.add_done_callback(lambda _: self._places.release())
-        return job
+        return lambda: self._client.ask(question, self._version, weights)
 
     def _count(self, sample: Sample) -> Sample:
         self._counts["requests"] += 1
@@ -235,9 +237,6 @@ class ServerEngine:
         )
         self._counts[sample.finish_reason] += 1
         return sample
-
-    def _run_here(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _decoder(self, weights: Decoder | nnx.State) -> Decoder:
         if isinstance(weights, Decoder):
