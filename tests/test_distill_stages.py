@@ -1,8 +1,11 @@
 """The stages of self-distillation, each alone: what they ask, how strictly they read, what they compose."""
 
+import importlib.util
 import json
+import sys
 import time
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +16,7 @@ from dcore_jax.calls import CALL_FORMATS, Call, parse_response
 from dcore_jax.data.records import parse_record
 from dcore_jax.distill import compose
 from dcore_jax.distill.act import Bounded, Recorded, started
+from dcore_jax.distill.adapters import BFCLTask, TauTask
 from dcore_jax.distill.ask import Answer, Rejected, request_seed
 from dcore_jax.distill.decompose import check_count, check_leaks, decompose_ask, read_subtasks
 from dcore_jax.distill.labels import read_labels
@@ -303,13 +307,8 @@ def test_the_composed_turn_of_every_kind_satisfies_the_rewards_format_rule(sampl
     templates = Templates(folder, call_format)
     chain, several = of_kind(samples, "sequential", calls=2), of_kind(samples, "parallel", calls=2)
     steps = solved_steps(chain)
-    turns = [
-        (
-            compose.sequential_turn(chain.query, chain.task.subtasks, steps[:n], templates, call_format),
-            [chain.reference[n - 1]],
-        )
-        for n in range(1, len(steps) + 1)
-    ]
+    chained = compose.sequential_turns(chain.query, chain.task.subtasks, steps, templates, call_format)
+    turns = [(turn, [call]) for turn, call in zip(chained, chain.reference, strict=True)]
     parallel = compose.parallel_turn(
         several.query, several.task.subtasks, solved_steps(several), templates, call_format
     )
@@ -326,15 +325,11 @@ def test_a_chains_turn_lists_all_subtasks_recaps_those_solved_and_ends_in_the_th
     sample = of_kind(samples, "sequential", calls=3)
     steps = solved_steps(sample)
     templates = Templates()
-    text = compose.sequential_turn(sample.query, sample.task.subtasks, steps[:2], templates, "python")[
-        "content"
-    ]
+    turns = compose.sequential_turns(sample.query, sample.task.subtasks, steps, templates, "python")
+    first, text = turns[0]["content"], turns[1]["content"]
     assert sample.query in text and all(subtask in text for subtask in sample.task.subtasks)
     assert text.index("Already solved") < text.index("Now subtask 2") < text.index(steps[1].thought)
     assert steps[2].thought not in text
-    first = compose.sequential_turn(sample.query, sample.task.subtasks, steps[:1], templates, "python")[
-        "content"
-    ]
     assert "Already solved" not in first
 
 
@@ -463,3 +458,66 @@ def test_a_label_that_cannot_be_used_is_named(tmp_path, row, message):
     with pytest.raises(UserError) as error:
         read_labels(str(path))
     assert message in str(error.value)
+
+
+# --- other environments, through stand-ins with the packages' documented shape ---
+
+
+@pytest.fixture
+def stub_packages(monkeypatch):
+    """Modules that stand in for bfcl-eval and tau_bench, which are not installed here."""
+
+    class Counter:
+        def _load_scenario(self, scenario, long_context=False):
+            self.count = scenario["count"]
+
+        def add(self, by):
+            self.count += by
+            return {"count": self.count}
+
+    class Look:
+        @staticmethod
+        def invoke(data, name):
+            data[name] = data.get(name, 0) + 1
+            return json.dumps(data)
+
+        @staticmethod
+        def get_info():
+            return {"type": "function", "function": {"name": "look"}}
+
+    backend = "bfcl_eval.constants.executable_backend_config"
+    modules = {
+        backend: {"CLASS_FILE_PATH_MAPPING": {"Counter": "stub_counter"}, "STATELESS_CLASSES": []},
+        "stub_counter": {"Counter": Counter},
+        "tau_bench.envs.retail.data": {"load_data": lambda: {"a": 1}},
+        "tau_bench.envs.retail.tools": {"ALL_TOOLS": [Look]},
+    }
+    for name, contents in modules.items():
+        for end in range(name.count(".") + 1):
+            parent = ".".join(name.split(".")[: end + 1])
+            if parent not in sys.modules:
+                monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
+        vars(sys.modules[name]).update(contents)
+
+
+def test_bfcls_classes_are_called_by_name_each_reset_anew(samples, stub_packages):
+    task = BFCLTask(("Counter",), {"Counter": {"count": 1}})
+    for _ in range(2):
+        environment = started(replace(samples[0], task=task), "execute")
+        assert json.loads(environment.call(Call("add", {"by": 2})).content) == {"count": 3}
+    assert "no tool '_load_scenario'" in environment.call(Call("_load_scenario", {"scenario": {}})).error
+    assert "TypeError" in environment.call(Call("add", {"by": "x"})).error
+    assert "TypeError" in environment.call(Call("add", {"to": 1})).error
+
+
+def test_tau_benchs_tools_share_one_fresh_database(samples, stub_packages):
+    environment = started(replace(samples[0], task=TauTask("retail")), "execute")
+    environment.call(Call("look", {"name": "a"}))
+    assert json.loads(environment.call(Call("look", {"name": "a"})).content) == {"a": 3}
+
+
+def test_a_package_that_is_missing_is_named(samples):
+    for task, package in ((BFCLTask(("MathAPI",)), "bfcl-eval"), (TauTask("retail"), "tau_bench")):
+        if importlib.util.find_spec(package.replace("-", "_")) is None:
+            with pytest.raises(UserError, match=f"install {package}"):
+                started(replace(samples[0], task=task), "execute")

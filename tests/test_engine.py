@@ -435,3 +435,14 @@ def test_the_worked_example_of_the_documentation_runs(checkpoints, capsys):
     for block in blocks:
         exec(compile(block, "docs/engines.md", "exec"), {"folder": checkpoints["qwen3"]})
     assert "length" in capsys.readouterr().out
+
+
+def test_a_kept_prompt_and_many_new_ones_may_come_together(model):
+    """The new ones' prefills push the kept one out of memory; it must have been used before that."""
+    engine = NativeEngine(model, slots=8, max_length=64)
+    first, *others = prompts(9, 10, 11, 12, 13, 14)
+    request = Request(first, SamplingParams(max_tokens=3, seed=5))
+    (alone,) = engine.generate([request])
+    together = engine.generate([*(Request(ids, SamplingParams(max_tokens=3)) for ids in others), request])
+    assert together[-1].ids == alone.ids
+    engine.close()

@@ -196,14 +196,11 @@ def _records(
         turn = compose.parallel_turn(sample.query, subtasks, solved, templates, call_format)
         return (compose.record(sample, 0, [*messages, turn], tools),)
     records = []
-    for number in range(len(solved)):
-        turn = compose.sequential_turn(sample.query, subtasks, solved[: number + 1], templates, call_format)
+    turns = compose.sequential_turns(sample.query, subtasks, solved, templates, call_format)
+    for number, turn in enumerate(turns):
         records.append(compose.record(sample, number, [*messages, turn], tools))
-        messages += (
-            called([solved[number].call], responses[number : number + 1], call_format)
-            if number < len(responses)
-            else []
-        )
+        if number < len(responses):
+            messages += called([solved[number].call], responses[number : number + 1], call_format)
     return tuple(records)
 
 

@@ -15,24 +15,23 @@ from dcore_jax.errors import UserError
 from dcore_jax.rewards.dcore import follows_format
 
 
-def sequential_turn(
+def sequential_turns(
     query: str,
     subtasks: Sequence[str],
     solved: Sequence[Solved],
     templates: Templates,
     call_format: CallFormat,
-) -> Message:
-    """The turn of the last subtask in `solved`: the list, the recap of those before it, its thought, its call."""
-    steps = [_step(step, call_format) for step in solved]
-    thought = templates.render(
-        "compose_sequential",
-        query=query,
-        subtasks=subtasks,
-        solved=steps[:-1],
-        number=len(steps),
-        **steps[-1],
-    )
-    return _turn(thought, [solved[-1].call], "", call_format)
+) -> list[Message]:
+    """A turn for each solved subtask: the list of all, the recap of those before it, its thought, its call."""
+    steps = [_step(step) for step in solved]
+    turns = []
+    for number, step in enumerate(steps, start=1):
+        known = steps[: number - 1]
+        thought = templates.render(
+            "compose_sequential", query=query, subtasks=subtasks, solved=known, number=number, **step
+        )
+        turns.append(_turn(thought, [solved[number - 1].call], "", call_format))
+    return turns
 
 
 def parallel_turn(
@@ -43,7 +42,7 @@ def parallel_turn(
     call_format: CallFormat,
 ) -> Message:
     """One turn with every thought, then all calls in one bracket."""
-    steps = [_step(step, call_format) for step in solved]
+    steps = [_step(step) for step in solved]
     thought = templates.render("compose_parallel", query=query, subtasks=subtasks, steps=steps)
     return _turn(thought, [step.call for step in solved], "", call_format)
 
@@ -73,7 +72,7 @@ def record(sample: SeedSample, number: int, messages: Sequence[Message], tools: 
     }
 
 
-def _step(step: Solved, call_format: CallFormat) -> dict[str, str]:
+def _step(step: Solved) -> dict[str, str]:
     call = render_calls([step.call], "python")[1:-1]
     return {"description": step.description, "thought": step.thought, "call": call}
 

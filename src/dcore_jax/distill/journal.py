@@ -18,6 +18,7 @@ from dcore_jax.errors import UserError
 
 SHARDS = 16
 _SYNC_SECONDS = 5.0
+_ID = b'{"id": "'  # how every line begins
 
 
 class Journal:
@@ -33,12 +34,13 @@ class Journal:
         self._files: dict[str, IO[bytes]] = {}
         self._synced = self._started = time.monotonic()
         self._earlier = _earlier_seconds(folder)
-        self.finished_ids = {line["id"] for line in _lines(folder, "outcomes")}
+        self.finished_ids = {name for path in _paths(folder, "outcomes") for name, _ in _ids(path)}
         self._answers: dict[str, dict[str, Answer]] = {}
-        for line in _lines(folder, "answers"):
-            if line["id"] not in self.finished_ids:
-                answer = Answer(line["text"], line["finish_reason"], *line["tokens"])
-                self._answers.setdefault(line["id"], {})[line["key"]] = answer
+        for path in _paths(folder, "answers"):
+            for line in _answer_lines(path):
+                if line["id"] not in self.finished_ids:
+                    answer = Answer(line["text"], line["finish_reason"], *line["tokens"])
+                    self._answers.setdefault(line["id"], {})[line["key"]] = answer
 
     @property
     def seconds(self) -> float:
@@ -100,11 +102,14 @@ def read_outcomes(folder: Path, samples: Mapping[str, SeedSample]) -> Iterator[O
     `samples` are the run's seed samples by id; outcomes of others (a run with a larger limit) are left out.
     """
     for number in range(SHARDS):
-        lines = [
-            line for line in _shard_lines(folder / f"outcomes-{number:02d}.jsonl") if line["id"] in samples
-        ]
-        for line in sorted(lines, key=lambda line: line["id"]):
-            yield _outcome(line, samples[line["id"]])
+        path = folder / f"outcomes-{number:02d}.jsonl"
+        # Only places are kept, so that memory does not hold a shard.
+        places = sorted((name, at) for name, at in _ids(path) if name in samples)
+        if places:
+            with path.open("rb") as file:
+                for name, at in places:
+                    file.seek(at)
+                    yield _outcome(json.loads(file.readline()), samples[name])
 
 
 def _outcome_line(outcome: Outcome) -> dict[str, Any]:
@@ -132,24 +137,41 @@ def _shard(sample_id: str) -> int:
     return hashlib.sha256(sample_id.encode()).digest()[0] % SHARDS
 
 
-def _lines(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
-    for number in range(SHARDS):
-        path = folder / f"{kind}-{number:02d}.jsonl"
+def _paths(folder: Path, kind: str) -> list[Path]:
+    """The shards of a kind that are there, torn last lines cut off."""
+    paths = [folder / f"{kind}-{number:02d}.jsonl" for number in range(SHARDS)]
+    for path in paths:
         _cut_torn_line(path)
-        yield from _shard_lines(path)
+    return [path for path in paths if path.exists()]
 
 
-def _shard_lines(path: Path) -> Iterator[dict[str, Any]]:
+def _ids(path: Path) -> Iterator[tuple[str, int]]:
+    """The id of every line and where the line starts; the rest of a line is not decoded."""
     if not path.exists():
         return
+    at = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                if not line.startswith(_ID) or not line.endswith(b"}\n"):
+                    raise ValueError
+                yield json.loads(line[len(_ID) - 1 : line.index(b'"', len(_ID)) + 1]), at
+            except ValueError:
+                raise _broken(path, number) from None
+            at += len(line)
+
+
+def _answer_lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 yield json.loads(line)
             except ValueError:
-                raise UserError(
-                    f"{path}:{number}: not a line of a journal; take it out, or start in another folder"
-                ) from None
+                raise _broken(path, number) from None
+
+
+def _broken(path: Path, number: int) -> UserError:
+    return UserError(f"{path}:{number}: not a line of a journal; take it out, or start in another folder")
 
 
 def _cut_torn_line(path: Path) -> None:
