@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -96,6 +97,14 @@ def ask(server, path, body=None):
         return json.loads(response.read() or "null")
 
 
+def polled(engine):
+    """Everything that is in flight, as it comes."""
+    done = []
+    while engine.in_flight:
+        done += engine.poll()
+    return done
+
+
 def requests(count, tokens=6, seed=0):
     return [
         Request((1, 2, i % VOCAB), SamplingParams(max_tokens=tokens, seed=seed + i), i) for i in range(count)
@@ -116,11 +125,16 @@ def assert_answers(samples, asked, weights, version=0):
         assert sample.weight_version == version
 
 
-def push(engine, model, folder, version, **changes):
-    """Updates the weights, with stubs that answer the canary as the trainer does, but for `changes`."""
+def write_canary(model, folder, **changes):
+    """Tells stubs that load weights from this folder to answer the canary as the trainer does, but for `changes`."""
     reference = reference_function(Canary(VOCAB), nnx.split(model)[0])(nnx.split(model)[1])
     given = {"prompt": reference.prompt.tolist(), "sampled": reference.sampled.tolist(), **changes}
     (Path(folder) / "stub_canary.json").write_text(json.dumps(given))
+
+
+def push(engine, model, folder, version, **changes):
+    """Updates the weights, with stubs that answer the canary as the trainer does, but for `changes`."""
+    write_canary(model, folder, **changes)
     engine.update_weights(model, version)
     return engine._target.name
 
@@ -147,11 +161,7 @@ def test_submitted_requests_come_back_through_poll_beside_a_generate(two):
     beside = requests(3, seed=3000)
     assert_answers(engine.generate(beside), beside, "default")
     assert engine.in_flight == 10
-    samples = []
-    while engine.in_flight:
-        samples += engine.poll()
-    samples.sort(key=lambda s: s.request_id)
-    assert_answers(samples, asked, "default")
+    assert_answers(sorted(polled(engine), key=lambda s: s.request_id), asked, "default")
     assert engine.poll() == []
 
 
@@ -303,8 +313,7 @@ def test_a_server_of_ours_that_is_killed_or_hangs_in_mid_batch_is_started_again_
         while len(done) < 6:
             done += engine.poll()
         os.killpg(server.group, number)
-        while engine.in_flight:
-            done += engine.poll()
+        done += polled(engine)
         assert server.starts == 2
         assert Counter(s.request_id for s in done) == Counter(range(24))
         assert_answers(sorted(done, key=lambda s: s.request_id), asked, name, 3)
@@ -328,8 +337,7 @@ def test_requests_of_a_foreign_server_that_dies_or_hangs_go_to_the_others(number
         while len(done) < 10:
             done += engine.poll()
         os.killpg(servers[0].group, number)
-        while engine.in_flight:
-            done += engine.poll()
+        done += polled(engine)
         assert Counter(s.request_id for s in done) == Counter(range(60))
         assert_answers(sorted(done, key=lambda s: s.request_id), asked, name, 1)
         if number == signal.SIGSTOP:  # it comes back, and serves again once it is well
@@ -347,6 +355,38 @@ def test_requests_of_a_foreign_server_that_dies_or_hangs_go_to_the_others(number
         engine.close()
         for server in servers:
             server.stop()
+
+
+def test_a_request_without_an_answer_in_time_goes_to_another_server(two, model, tmp_path):
+    _, servers, _ = two
+    late = own(tmp_path, 0, "--fault=hang")
+    late.key = servers[0].key
+    late.start()
+    limits = Limits(timeout=0.5, backoff=0.01)
+    engine = engine_of([late.url, servers[0].url], model, tmp_path, key=late.key, limits=limits, startup=20.0)
+    try:
+        asked = requests(4)
+        assert_answers(engine.generate(asked), asked, ask(servers[0], "/weight_info")["weight_version"])
+        assert engine.faults["no answer in time"] >= 1
+    finally:
+        engine.close()
+        late.stop()
+
+
+def test_without_any_server_for_long_enough_the_run_stops_and_names_them(model, tmp_path):
+    server = own(tmp_path, 0, "--delay=5")
+    server.start()
+    limits = Limits(patience=0.3, backoff=0.01, longest_backoff=0.05)
+    engine = engine_of([server.url], model, tmp_path, key=server.key, limits=limits)
+    try:
+        engine.submit(requests(3))
+        while not ask(server, "/stub/seen")["began"]:
+            time.sleep(0.02)
+        server.stop()
+        with pytest.raises(UserError, match=r"no vLLM server is left: http://\S+: no connection for 0 s"):
+            polled(engine)
+    finally:
+        engine.close()
 
 
 def test_a_server_that_always_fails_is_a_clear_stop_unless_another_one_serves(model, tmp_path):
@@ -562,6 +602,23 @@ def test_engines_open_by_name(folder):
     if jax.default_backend() == "cpu" and not _has_vllm():
         with pytest.raises(UserError, match="engine vllm needs vLLM, which is not in this environment"):
             open_engine("vllm", folder, max_length=32)
+
+
+def test_the_example_of_the_page_runs(folder, model, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "vllm.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    server = own(tmp_path)
+    server.start()
+    monkeypatch.setenv("VLLM_API_KEY", server.key)
+    (tmp_path / "vllm").mkdir()
+    write_canary(model, tmp_path / "vllm")
+    names = {"folder": folder, "url": server.url, "model": model, "output": tmp_path}
+    try:
+        assert blocks
+        for block in blocks:
+            exec(compile(block, "docs/vllm.md", "exec"), names)
+    finally:
+        server.stop()
 
 
 def _has_vllm():
