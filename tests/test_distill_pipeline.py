@@ -1,5 +1,6 @@
 """Algorithm 1 through the pipeline, with an engine that plays back scripted answers: where paths end, what stays the same."""
 
+import copy
 import hashlib
 import json
 import os
@@ -572,3 +573,19 @@ def test_the_corpus_after_five_kills_equals_the_uninterrupted_one_byte_for_byte(
     assert int(lines[0].split()[-1]) < len(samples)
     go(tmp_path / "whole", samples, tokenizer, perfect_script(by_id(samples)))
     assert corpus_bytes(tmp_path / "killed", samples) == corpus_bytes(tmp_path / "whole", samples)
+
+
+def test_a_chat_template_that_fails_rejects_its_sample_and_no_other(tmp_path, samples, tokenizer):
+    bad = chain(samples)
+    fragile = copy.copy(tokenizer)
+    fragile.chat_template = (
+        "{% if '"
+        + bad.query
+        + "' in messages[-1].content %}{{ raise_exception('not this one') }}{% endif %}"
+        + tokenizer.chat_template
+    )
+    player = Listening(fragile, perfect_script(by_id(samples)))
+    outcomes = run(tmp_path, samples, fragile, player)
+    outcome = outcomes.pop(bad.id)
+    assert (outcome.stage, outcome.reason) == ("decompose", "the chat template failed: not this one")
+    assert all(other.accepted for other in outcomes.values())

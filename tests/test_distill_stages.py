@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import re
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -521,3 +523,10 @@ def test_a_package_that_is_missing_is_named(samples):
         if importlib.util.find_spec(package.replace("-", "_")) is None:
             with pytest.raises(UserError, match=f"install {package}"):
                 started(replace(samples[0], task=task), "execute")
+
+
+def test_the_worked_example_of_the_page_prints_what_the_page_says(capsys):
+    page = (Path(__file__).parents[1] / "docs" / "distill.md").read_text()
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    exec(compile(code, "docs/distill.md", "exec"), {})
+    assert capsys.readouterr().out == re.search(r"```text\n(.*?)```", page, re.DOTALL)[1]

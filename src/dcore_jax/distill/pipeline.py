@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dcore_jax.distill.algorithm import Method, distill
-from dcore_jax.distill.ask import Answer, Ask, Speaker, Stage, request_seed
+from dcore_jax.distill.ask import Answer, Ask, Rejected, Speaker, Stage, request_seed
 from dcore_jax.distill.journal import Journal
 from dcore_jax.distill.sample import Outcome, SeedSample
 from dcore_jax.engines.engine import Engine, Request, Sample
@@ -53,17 +53,31 @@ def run_pipeline(
 
     def advance(flight: _Flight) -> None:
         """Sends complete answers to the stage until it asks something new, or is at its end."""
-        while None not in flight.answers:
+        failure: Rejected | None = None
+        while failure or None not in flight.answers:
             try:
-                flight.asks = flight.stage.send(tuple(flight.answers) if flight.asks else None)  # type: ignore[arg-type]
+                if failure:
+                    flight.asks = flight.stage.throw(failure)
+                else:
+                    flight.asks = flight.stage.send(tuple(flight.answers) if flight.asks else None)  # type: ignore[arg-type]
             except StopIteration as end:
                 journal.finished(end.value)
                 on_outcome(end.value)
                 return
             flight.answers = [flight.known.pop(ask.key, None) for ask in flight.asks]
+            try:
+                failure, texts = None, [line_of(ask).text(ask) for ask in flight.asks]
+            except (
+                Exception
+            ) as error:  # a chat template is a program of the model's author: it may raise anything
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                failure = Rejected(flight.asks[0].stage, f"the chat template failed: {first[:100]}")
         for i, answer in enumerate(flight.answers):
             if answer is None:
-                lines.get(flight.asks[i].of, lines["model"]).queue.append((flight, i))
+                line_of(flight.asks[i]).queue.append((flight, i, texts[i]))
+
+    def line_of(ask: Ask) -> _Line:
+        return lines.get(ask.of, lines["model"])
 
     try:
         while not stopped():
@@ -92,7 +106,7 @@ class _Line:
     """The questions for one model, the engines that serve it, and what each of them has in flight."""
 
     def __init__(self, method: Method, tokenizer: Any, engines: Sequence[Engine]):
-        self.queue: deque[tuple[_Flight, int]] = deque()
+        self.queue: deque[tuple[_Flight, int, str]] = deque()  # with the prompt's text
         self._method, self._tokenizer, self._engines = method, tokenizer, engines
         self._each = method.config.in_flight
         self._in_flight: dict[str, tuple[_Flight, int]] = {}
@@ -113,9 +127,8 @@ class _Line:
             return
         batch = [self.queue.popleft() for _ in range(room)]
         requests: list[list[Request]] = [[] for _ in self._engines]
-        for (flight, i), ids in zip(
-            batch, self._prompts([flight.asks[i] for flight, i in batch]), strict=True
-        ):
+        encoded = self._tokenizer([text for _, _, text in batch], add_special_tokens=False)["input_ids"]
+        for (flight, i, _), ids in zip(batch, encoded, strict=True):
             ask, config = flight.asks[i], self._method.config
             stage = config.decompose if ask.stage == "decompose" else config.reason
             engine = min(range(len(self._engines)), key=self._loads.__getitem__)
@@ -123,10 +136,10 @@ class _Line:
             name = f"{flight.sample.id}/{ask.key}"
             self._loads[engine] += 1
             self._in_flight[name] = (flight, i)
-            requests[engine].append(Request(ids, stage.params(seed), id=name))
-        for engine, group in zip(self._engines, requests):
+            requests[engine].append(Request(tuple(ids), stage.params(seed), id=name))
+        for number, group in enumerate(requests):
             if group:
-                engine.submit(group)
+                self._engines[number].submit(group)
 
     def poll(self) -> Iterator[tuple[_Flight, int, Answer]]:
         """What has come back."""
@@ -143,11 +156,8 @@ class _Line:
         text = self._tokenizer.decode(ids, skip_special_tokens=False)
         return Answer(text, sample.finish_reason, len(sample.prompt_ids), len(sample.ids))
 
-    def _prompts(self, asks: Sequence[Ask]) -> list[tuple[int, ...]]:
-        texts = [self._text(ask) for ask in asks]
-        return [tuple(ids) for ids in self._tokenizer(texts, add_special_tokens=False)["input_ids"]]
-
-    def _text(self, ask: Ask) -> str:
+    def text(self, ask: Ask) -> str:
+        """The prompt of a question."""
         if ask.plain:
             return str(ask.messages[0]["content"])
         return str(

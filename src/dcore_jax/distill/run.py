@@ -92,7 +92,7 @@ def distill_seeds(config: DistillConfig) -> DistillResult:
         labeller = open_voice(config.labeller, config, output) if config.labeller else None
         try:
             remember_config(config, output)  # only now is there a run to remember
-            results = []
+            results: list[ModeResult] = []
             for mode in MODES if config.table6 else (config.mode,):
                 run = replace(config, mode=mode)
                 folder = output / "table6" / mode if config.table6 else output
