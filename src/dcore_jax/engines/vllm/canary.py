@@ -18,7 +18,8 @@ from dcore_jax.errors import UserError
 
 LENGTH = 64
 TEMPERATURE = 0.5
-# Largest mean difference, nats. float32: two implementations' rounding; bfloat16 has 8 bits of mantissa.
+# Largest mean difference of log-probabilities, as a share of their mean size (or of 1 nat, if that is more): rounding errors grow
+# with the logits, and the tokens of a random prompt are improbable. bfloat16 has 8 bits of mantissa.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 1e-2}
 # Differences that say nothing about which of two weight versions an engine holds.
 _NOISE = {"float32": 1e-4, "bfloat16": 1e-2, "float16": 5e-3}
@@ -72,7 +73,7 @@ def reference_function(canary: Canary, graph: nnx.GraphDef, rows: int = 1) -> Ca
 def check_canary(
     seen: Seen, reference: Reference, before: Reference | None, *, dtype: str, version: int, where: str
 ) -> float:
-    """The mean difference between engine and trainer, nats.
+    """The mean difference between engine and trainer, nats; TOLERANCE is for that over the log-probabilities' own mean size.
 
     Args:
       before: the reference of the weights that the engine had; tells an update that did nothing from one that worked, where the
@@ -86,22 +87,24 @@ def check_canary(
     if given.shape != reference.prompt.shape or not np.isfinite(given).all():
         raise UserError(f"{where}: no log-probabilities of the canary prompt; is this a vLLM server?")
     gap = float(np.abs(given - reference.prompt).mean())
-    if gap > TOLERANCE[dtype]:
+    size = max(1.0, float(np.abs(reference.prompt).mean()))
+    allowed = TOLERANCE[dtype] * size
+    if gap > allowed:
         raise UserError(
             f"{where}: after weight update {version} the canary's log-probabilities are {gap:.3g} nats off the trainer's, more "
-            f"than {TOLERANCE[dtype]:g}: the engine does not hold the trainer's weights (see docs/vllm.md, The canary)"
+            f"than {allowed:.3g}: the engine does not hold the trainer's weights (see docs/vllm.md, The canary)"
         )
     if before is not None:
         moved = float(np.abs(before.prompt - reference.prompt).mean())
         still = float(np.abs(given - before.prompt).mean())
-        if moved > _NOISE[dtype] and still < gap:
+        if moved > _NOISE[dtype] * size and still < gap:
             raise UserError(
                 f"{where}: weight update {version} changed nothing: the canary's log-probabilities are still those of the "
                 "weights before (see docs/vllm.md, The canary)"
             )
     off = abs(float(reference.sampled[seen.token]) - seen.logprob)
     # One token of a sharper distribution, against a mean over many.
-    if not off <= 5 * TOLERANCE[dtype] / TEMPERATURE:
+    if not off <= 5 * allowed / TEMPERATURE:
         raise UserError(
             f"{where}: a token sampled at temperature {TEMPERATURE} came with a log-probability {off:.3g} nats off; start the "
             "server with --logprobs-mode processed_logprobs"
