@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 # uv reads its own variables; hand it the wheels and certificates that pip is configured with.
 export UV_FIND_LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 export UV_PYTHON_DOWNLOADS := never
+ifdef PIP_CERT
+export SSL_CERT_FILE ?= $(PIP_CERT)
+endif
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export TOKENIZERS_PARALLELISM ?= false

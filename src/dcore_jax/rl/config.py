@@ -75,14 +75,15 @@ class WarmStartConfig:
 
     folder: str = ""  # empty: <output>/warm_start
     hidden: int = 128
-    layers: int = 4
+    layers: int = 2
     tasks: int = 4000
     subtasks: int = 2  # at most, in one task
+    kinds: tuple[str, ...] = ()  # single, sequential, parallel, irrelevant; empty: all
     epochs: int = 3
     steps: int | None = None
     rows: int = 8  # packed rows of `length` tokens in a step
-    length: int = 1024
-    learning_rate: float = 2e-3
+    length: int = 512
+    learning_rate: float = 5e-3
 
 
 def _optimizer() -> OptimizerConfig:

@@ -32,7 +32,7 @@ def warm_start(config: RLConfig, output: Path) -> Path:
         optimizer=OptimizerConfig(learning_rate=settings.learning_rate),
         compute=ComputeConfig(dtype="float32", remat="none"),
         checkpoint=CheckpointConfig(every=100),
-        nano=NanoConfig(settings.hidden, settings.layers, settings.tasks, settings.subtasks),
+        nano=NanoConfig(settings.hidden, settings.layers, settings.tasks, settings.subtasks, settings.kinds),
     )
     folder = run / "hf"
     if folder.exists():

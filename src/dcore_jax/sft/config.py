@@ -50,7 +50,7 @@ class NanoConfig:
     """The embedded default, used when model is `nano` or data is `toolworld`."""
 
     hidden: int = 128
-    layers: int = 4
+    layers: int = 2
     tasks: int = 2000  # tool-world tasks to draw the sample data from
     subtasks: int = 3  # at most, in one task
     kinds: tuple[str, ...] = ()  # of these tasks: single, sequential, parallel, irrelevant; empty: all

@@ -115,12 +115,13 @@ def pick(rng: Random, items: Sequence[Any]) -> Any:
     return items[int(rng.random() * len(items))]
 
 
-def ids(letters: str) -> Draw:
-    """Values such as `k42`: one of the letters and two digits.
+VALUE_LETTERS = "abcdefghijklmnopqrstuvwx"
 
-    One letter next to digits is never merged by the nano tokenizer, so a value is the same tokens wherever
-    it stands.
-    """
+
+def ids(letters: str) -> Draw:
+    """Values such as `k42`: one of the letters (of VALUE_LETTERS) and two digits; two tokens of the nano model."""
+    if not set(letters) <= set(VALUE_LETTERS):
+        raise ValueError(f"ids({letters!r}): the nano tokenizer knows values that begin with {VALUE_LETTERS}")
 
     def draw(rng: Random) -> str:
         return f"{pick(rng, letters)}{pick(rng, string.digits)}{pick(rng, string.digits)}"
