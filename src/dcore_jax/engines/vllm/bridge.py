@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from dcore_jax.engines.engine import Sample
@@ -106,7 +107,7 @@ class Bridge:
     def _begin(self, crossing: list[tuple[Job, Callable[[], Coroutine[Any, Any, Sample]]]]) -> None:
         for job, work in crossing:
             job.task = self._loop.create_task(work())
-            job.task.add_done_callback(lambda task, job=job: self._end(job, task))
+            job.task.add_done_callback(partial(self._end, job))
 
     def _end(self, job: Job, task: asyncio.Task) -> None:
         self._places.release()
