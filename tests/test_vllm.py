@@ -33,8 +33,8 @@ PROMPTS = [tuple(RNG.integers(0, 300, n).tolist()) for n in (1, 2, 5, 17, 33, 64
 GREEDY = SamplingParams(max_tokens=16, temperature=0)
 
 
-def new_folder(path, tied):
-    """A small random Qwen3 with a tokenizer, made by transformers; its distributions are far from uniform."""
+def new_folder(path, tied, spread=0.15):
+    """A small random Qwen3 with a tokenizer, made by transformers; at this spread its distributions are far from uniform."""
     import torch
     import transformers
 
@@ -43,7 +43,7 @@ def new_folder(path, tied):
     tokenizer = build_tokenizer(path)
     config = transformers.Qwen3Config(
         vocab_size=-(-len(tokenizer) // 64) * 64, hidden_size=64, intermediate_size=96, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=32, max_position_embeddings=512, initializer_range=0.15,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=32, max_position_embeddings=512, initializer_range=spread,
         tie_word_embeddings=tied, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
     )  # fmt: skip
     torch.manual_seed(3)
@@ -59,6 +59,12 @@ def tied(tmp_path_factory):
 @pytest.fixture(scope="module")
 def untied(tmp_path_factory):
     return new_folder(tmp_path_factory.mktemp("models") / "untied", False)
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """Logits of the size that training starts with: at `spread` 0.15 any two bfloat16 programs are 0.015 to 0.03 nats apart."""
+    return new_folder(tmp_path_factory.mktemp("models") / "calm", False, spread=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +335,7 @@ print("GAPS", first.mean(), first.max(), before.mean(), before.max(), engine.can
 
 @pytest.mark.parametrize(
     ("kind", "dtype", "mean", "largest"),
-    [("tied", "float32", 1e-4, 1e-3), ("untied", "float32", 1e-4, 1e-3), ("untied", "bfloat16", 2e-2, 0.3)],
+    [("tied", "float32", 1e-4, 1e-3), ("untied", "float32", 1e-4, 1e-3), ("calm", "bfloat16", 5e-3, 2e-2)],
 )
 def test_in_process_logprobs_are_the_trainers_and_survive_sleep_and_wake(
     kind, dtype, mean, largest, request, capsys

@@ -37,6 +37,7 @@ class Client:
         self.pool = Pool(servers, limits, heal, report)
         self._session: aiohttp.ClientSession | None = None
         self._watch: asyncio.Task | None = None
+        self._patience = aiohttp.ClientTimeout(total=limits.timeout)
 
     async def start(self) -> None:
         """Opens the connections."""
@@ -116,7 +117,7 @@ class Client:
                 server.url + "/inference/v1/generate",
                 data=json.dumps(question.body(server.model)),
                 headers={"Content-Type": "application/json", **server.headers},
-                timeout=aiohttp.ClientTimeout(total=self.limits.timeout),
+                timeout=self._patience,
             ) as response:
                 content = await response.read()
         except BROKEN as error:

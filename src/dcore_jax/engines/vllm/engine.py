@@ -219,7 +219,14 @@ class ServerEngine:
         if self._failed is not None:
             raise self._failed
         for request in requests:
-            check_request(request, self._config.vocab_size)
+            ids = request.prompt_ids
+            if (
+                request.sampling.stop_token_ids
+                or not ids
+                or min(ids) < 0
+                or max(ids) >= self._config.vocab_size
+            ):
+                check_request(request, self._config.vocab_size)  # says what is wrong; slower
 
     def _question(self, request: Request) -> Question | None:
         return Question.of(request, self._eos, self.max_length, self._config.vocab_size)

@@ -309,7 +309,7 @@ def _payload(output: Any) -> dict[str, Any]:
     """vLLM's own object in the form of an answer over HTTP, so that both are read by the same rules."""
     answer = output.outputs[0]
     ids = [int(i) for i in answer.token_ids]
-    logprobs = [row[i].logprob for row, i in zip(answer.logprobs or [], ids)]
+    logprobs = [float(row[i].logprob) for row, i in zip(answer.logprobs or [], ids)]
     content = [{"logprob": p} for p in logprobs]
     choice = {"token_ids": ids, "logprobs": {"content": content}, "finish_reason": answer.finish_reason}
     return {"choices": [choice]}
