@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcore_jax import UserError, load_hf
+from dcore_jax.config import parse_command_line
 from dcore_jax.engines import Engine, Request, SamplingParams, fan_out, open_engine
 from dcore_jax.engines.vllm import engine as engine_module
 from dcore_jax.engines.vllm.answers import BadAnswer, Question
@@ -28,6 +29,7 @@ from dcore_jax.engines.vllm.pool import Limits
 from dcore_jax.engines.vllm.server import OwnServer, ServerPlan
 from dcore_jax.engines.vllm.sync import check_coverage, expected_tensors
 from dcore_jax.models import read_model_config
+from dcore_jax.rl.config import RLConfig, RolloutConfig
 from dcore_jax.weights import export_decoder, new_decoder
 from stub_vllm_server import VOCAB, stub_tokens
 
@@ -602,6 +604,27 @@ def test_engines_open_by_name(folder):
     if jax.default_backend() == "cpu" and not _has_vllm():
         with pytest.raises(UserError, match="engine vllm needs vLLM, which is not in this environment"):
             open_engine("vllm", folder, max_length=32)
+
+
+def test_rl_truncates_importance_weights_for_vllm_unless_told_otherwise_and_refuses_what_cannot_be():
+    def config(*fields, **rollout):
+        return RLConfig(rollout=RolloutConfig(**rollout), algorithm_fields=fields).algorithm_config()
+
+    assert config().importance_cap is None
+    assert config(engine="vllm").importance_cap == config(engine="vllm-server").importance_cap == 2.0
+    assert config("importance_cap=5", engine="vllm").importance_cap == 5.0
+    assert config("importance_cap=null", engine="vllm").importance_cap is None
+    with pytest.raises(UserError, match="--server is for --engine vllm-server, not for vllm"):
+        config(engine="vllm", servers=("http://a:1",))
+    with pytest.raises(UserError, match="log-probabilities of what top-p and top-k left over"):
+        config(engine="vllm-server", top_p=0.9)
+
+
+def test_the_engine_and_its_servers_are_two_words_on_the_command_line():
+    arguments = ["--engine", "vllm-server", "--server", "http://a:1", "--server", "http://b:2"]
+    config = parse_command_line(RLConfig, arguments, description="", default_config=lambda _: None)
+    assert config.rollout.engine == "vllm-server"
+    assert config.rollout.servers == ("http://a:1", "http://b:2")
 
 
 def test_the_example_of_the_page_runs(folder, model, tmp_path, monkeypatch):
