@@ -73,7 +73,7 @@ def test_the_embedded_data_teach_lessons_besides_whole_tasks_of_the_kinds_asked_
     config = NanoConfig(tasks=6, subtasks=1, kinds=("single", "irrelevant"), lessons=4)
     path = embedded_data(tmp_path, config, seed=0)
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [r["category"] for r in records[6:]] == ["subtasks", "decompositions"] * 4
+    assert [r["category"] for r in records[6:]] == ["subtasks", "decompositions"] * 4 + ["decompositions"]
     assert {r["category"] for r in records[:6]} <= {"single", "irrelevant"}
     assert embedded_data(tmp_path, config, seed=0) == path
     assert embedded_data(tmp_path, NanoConfig(tasks=6, lessons=3), seed=0) != path

@@ -102,7 +102,10 @@ def test_a_run_writes_metrics_rollouts_evaluations_and_pictures(uninterrupted):
         assert all(np.isfinite(row[name]) for row in rows), name
     assert max(row["engine_gap_max"] for row in rows) < 1e-4
     assert rows[0]["zero_variance_groups"] == 1.0 and rows[0]["advantage_replaced"] == 1.0
-    assert rows[0]["ref_kl"] < 1e-2 < rows[-1]["gradient_norm"] + 1
+    assert rows[-1]["gradient_norm"] > 0
+    # The first update's policy is the reference itself; what a step shows is the mean over its two updates.
+    drift = [row["ref_kl"] for row in rows]
+    assert 0 < drift[0] < min(drift[1:])
 
     samples = read_metrics(result.output / "rollouts.jsonl")
     assert len(samples) == STEPS * config.responses

@@ -40,7 +40,7 @@ class Outcome:
     """How one seed sample ended."""
 
     sample: SeedSample
-    stage: str  # the last it reached: decompose, count, reason, act, compose, verify; done when accepted
+    stage: str  # the last it reached: label, decompose, count, reason, act, compose, verify; done when accepted
     reason: str  # why it was rejected; empty when accepted
     attempts: int
     subtasks: tuple[str, ...] = ()

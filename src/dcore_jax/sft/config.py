@@ -54,7 +54,8 @@ class NanoConfig:
     tasks: int = 2000  # tool-world tasks to draw the sample data from
     subtasks: int = 3  # at most, in one task
     kinds: tuple[str, ...] = ()  # of these tasks: single, sequential, parallel, irrelevant; empty: all
-    # Besides, tasks of 2 to 5 subtasks that are not shown whole: each is taught subtask by subtask, and as a decomposition.
+    # Besides, tasks of 2 to 5 subtasks that are not shown whole: each is taught subtask by subtask, and as a decomposition;
+    # and a quarter as many single tasks as decompositions.
     lessons: int = 0
 
 

@@ -57,3 +57,9 @@ def _records(config: NanoConfig, seed: int) -> Iterator[dict[str, Any]]:
     for task in generate_tasks(config.lessons, seed=seed, split="train", kinds=several, subtasks=(2, 5)):
         yield subtask_record(task)
         yield decomposition_record(task)
+    # A request of one call has a list of one subtask.
+    alone = generate_tasks(
+        config.lessons // 4, seed=seed, split="train", kinds=["single"], subtasks=(1, 1), start=config.tasks
+    )
+    for task in alone:
+        yield decomposition_record(task)
