@@ -40,7 +40,8 @@ class Outcome:
     """How one seed sample ended."""
 
     sample: SeedSample
-    stage: str  # the last it reached: label, decompose, count, reason, act, compose, verify; done when accepted
+    # The last it reached: label, decompose, count, reason, act, compose, verify; done when accepted.
+    stage: str
     reason: str  # why it was rejected; empty when accepted
     attempts: int
     subtasks: tuple[str, ...] = ()
