@@ -94,7 +94,7 @@ def nano_fields(vocab_size: int, *, hidden: int, layers: int) -> dict[str, Any]:
         "max_position_embeddings": 2048,
         "sliding_window": None,
         "use_sliding_window": False,
-        # 1 / sqrt(hidden) rather than the 0.02 of wide models: a narrow one then learns to copy in a third of the steps.
+        # 1 / sqrt(hidden) rather than the 0.02 of wide models, from which a narrow one was slow to learn to copy.
         "initializer_range": hidden**-0.5,
         "use_cache": True,
         "torch_dtype": "float32",
