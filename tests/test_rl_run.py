@@ -23,7 +23,6 @@ from dcore_jax.rl.config import (
     RolloutConfig,
     SaveConfig,
     ToolWorldConfig,
-    WarmStartConfig,
 )
 from dcore_jax.sft.config import ComputeConfig, NanoConfig, OptimizerConfig
 from dcore_jax.sft.embedded import embedded_model
@@ -321,4 +320,4 @@ def test_the_defaults_and_the_config_files_are_the_papers():
     assert (paper.algorithm_config().scale, release.algorithm_config().scale) == (1.0, 2.0)
     assert (paper.reward_preset, release.reward_preset) == ("dcore_paper", "dcore_release")
     nano = read_config(RLConfig, folder / "rl_nano.yaml")
-    assert nano.model == "nano" and nano.warm_start != WarmStartConfig(folder="x")
+    assert nano.model == "nano" and nano.base.model == "nano"

@@ -1,8 +1,5 @@
 """The models that are asked: the folder, the tokenizer and the engines of each."""
 
-import os
-import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +10,8 @@ from dcore_jax.engines.open import open_engine
 from dcore_jax.errors import UserError
 from dcore_jax.mesh import make_mesh
 from dcore_jax.models import read_model_config
-from dcore_jax.run_folder import refuse_another_config
-from dcore_jax.weights import export_decoder, local_folder
+from dcore_jax.sft import base_model
+from dcore_jax.weights import local_folder
 
 
 class Voice(NamedTuple):
@@ -35,31 +32,13 @@ def open_voice(source: str, config: DistillConfig, output: Path) -> Voice:
     Raises:
       UserError: no such model, a folder without a tokenizer or chat template, an engine that cannot serve it.
     """
-    folder = base_model(config, output) if source == NANO else local_folder(source)
+    folder = (
+        base_model(config.base, output=output / "base", mesh=config.mesh)
+        if source == NANO
+        else local_folder(source)
+    )
     tokenizer = _tokenizer(folder)
     return Voice(folder, tokenizer, _engines(folder, tokenizer, config, output))
-
-
-def base_model(config: DistillConfig, output: Path) -> Path:
-    """The folder of the embedded model: trained and exported the first time, found the next."""
-    from dcore_jax.sft import train, trained_decoder
-
-    run = Path(config.base.output) if config.base.output else output / "base"
-    sft = replace(config.base, output=str(run), mesh=config.base.mesh or config.mesh)
-    folder = run / "hf"
-    if folder.exists():
-        refuse_another_config(sft, run)
-        return folder
-    if train(sft).preempted:
-        raise UserError(f"{run}: the base model's training was stopped; start the same line again to go on")
-    decoder, source = trained_decoder(run)
-    partial = run / f"hf.partial-{os.getpid()}"
-    try:
-        export_decoder(decoder, partial, source=source)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
 def _tokenizer(folder: Path) -> Any:

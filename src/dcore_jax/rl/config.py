@@ -14,7 +14,7 @@ from dcore_jax.engines import EngineName
 from dcore_jax.errors import UserError
 from dcore_jax.metrics import Tracker
 from dcore_jax.rewards import PRESETS as REWARD_PRESETS
-from dcore_jax.sft.config import ComputeConfig, OptimizerConfig
+from dcore_jax.sft.config import ComputeConfig, OptimizerConfig, SFTConfig
 
 NANO = "nano"
 TOOLWORLD = "toolworld"
@@ -69,21 +69,8 @@ class ToolWorldConfig:
     most_subtasks: int = 2
 
 
-@dataclass(frozen=True)
-class WarmStartConfig:
-    """SFT on the tool world before RL, where model is `nano`; done once in a folder and found there again."""
-
-    folder: str = ""  # empty: <output>/warm_start
-    hidden: int = 128
-    layers: int = 2
-    tasks: int = 4000
-    subtasks: int = 2  # at most, in one task
-    kinds: tuple[str, ...] = ()  # single, sequential, parallel, irrelevant; empty: all
-    epochs: int = 3
-    steps: int | None = None
-    rows: int = 8  # packed rows of `length` tokens in a step
-    length: int = 512
-    learning_rate: float = 5e-3
+def _base() -> SFTConfig:
+    return SFTConfig(model=NANO, data=(TOOLWORLD,), output="")
 
 
 def _optimizer() -> OptimizerConfig:
@@ -122,7 +109,8 @@ class RLConfig:
     checkpoint: SaveConfig = field(default_factory=SaveConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     toolworld: ToolWorldConfig = field(default_factory=ToolWorldConfig)
-    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+    # Where model is `nano`: the SFT run that makes it, done once; its output is <output>/base unless it names another.
+    base: SFTConfig = field(default_factory=_base)
     trackers: tuple[Tracker, ...] = field(default=(), metadata=MAY_CHANGE)  # besides metrics.jsonl
 
     def __post_init__(self) -> None:

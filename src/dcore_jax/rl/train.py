@@ -4,7 +4,7 @@
          checkpoints/        parameters, optimizer, cursor  rollouts.jsonl     one object a response
          data.json           what was read and left out     evaluation.jsonl   greedy answers to fixed prompts
          *.png               the pictures                   token_entropy.json the most and least certain tokens
-         warm_start/         the nano model's SFT run, where model is `nano`
+         base/               the nano model's SFT run, where model is `nano`
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,12 +29,12 @@ from dcore_jax.models import Compute, Decoder, abstract_decoder, read_model_conf
 from dcore_jax.plots_rl import plot_run
 from dcore_jax.regions import TokenBytes
 from dcore_jax.rl.config import NANO, RLConfig
-from dcore_jax.rl.embedded import warm_start
 from dcore_jax.rl.journal import Clock, Journal
 from dcore_jax.rl.learner import DTYPES, Cursor, Learner
 from dcore_jax.rl.rollouts import Sampler, StepRollouts
 from dcore_jax.rl.sources import evaluation_prompts, load_tokenizer, training_prompts
 from dcore_jax.run_folder import only_run_in, refuse_another_config, remember_config, sigterm
+from dcore_jax.sft import base_model
 from dcore_jax.sft.step import TrainState
 from dcore_jax.weights import local_folder, shardings
 
@@ -208,7 +208,9 @@ def _model_folder(config: RLConfig, output: Path) -> Path:
         raise UserError(
             "no model: give --model <Hugging Face folder or hub id>, or --model nano for the embedded one"
         )
-    return warm_start(config, output) if config.model == NANO else local_folder(config.model)
+    if config.model == NANO:
+        return base_model(config.base, output=output / "base", mesh=config.mesh)
+    return local_folder(config.model)
 
 
 def _check_devices(config: RLConfig, mesh: Mesh) -> None:
