@@ -8,6 +8,10 @@ os.environ.setdefault(
     "NPROC", "64"
 )  # see mesh.prepare_devices: threads for 8 virtual devices that wait for one another
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Most of the suite's time is compilation: programs that run once need no optimised machine code.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 import jax
 

@@ -24,6 +24,7 @@ from dcore_jax.rl.config import (
     SaveConfig,
     ToolWorldConfig,
 )
+from dcore_jax.rl.learner import Learner
 from dcore_jax.sft.config import ComputeConfig, NanoConfig, OptimizerConfig
 from dcore_jax.sft.embedded import embedded_model
 
@@ -96,9 +97,10 @@ def test_a_run_writes_metrics_rollouts_evaluations_and_pictures(uninterrupted):
         "reward", "reward_format", "reward_struct", "correct", "zero_variance_groups", "advantage_mean", "advantage_std",
         "advantage_replaced", "entropy", "entropy_outside", "reflections_per_thought", "response_length", "clip_fraction_low",
         "clip_fraction_high", "ref_kl", "old_kl", "engine_gap_mean", "engine_gap_max", "engine_gap_ess", "gradient_norm",
-        "seconds_rollout", "seconds_logprobs", "seconds_update", "reward/single 1",
+        "seconds_rollout", "seconds_logprobs", "seconds_update",
     ):  # fmt: skip
         assert all(np.isfinite(row[name]) for row in rows), name
+    assert any(np.isfinite(row.get("reward/single 1", np.nan)) for row in rows)
     assert max(row["engine_gap_max"] for row in rows) < 1e-4
     assert rows[0]["zero_variance_groups"] == 1.0 and rows[0]["advantage_replaced"] == 1.0
     assert rows[-1]["gradient_norm"] > 0
@@ -157,12 +159,65 @@ def test_killed_between_rollout_and_update_and_resumed_it_equals_the_uninterrupt
     assert {row["step"] for row in read_metrics(tmp_path / "again" / "rollouts.jsonl")} == {1, 2, 3}
     assert len(read_metrics(tmp_path / "again" / "metrics.jsonl")) == 2
 
-    resumed = train(again)
-    assert resumed.step == STEPS
+    the_same(train(again), result)
+
+
+def the_same(run, other):
+    """Equal in everything but clocks, bit for bit."""
+    assert run.step == other.step == STEPS
     for name in ("metrics.jsonl", "rollouts.jsonl", "evaluation.jsonl"):
-        assert without_clocks(resumed.output / name) == without_clocks(result.output / name), name
-    for a, b in zip(parameters(resumed.output), parameters(result.output), strict=True):
+        assert without_clocks(run.output / name) == without_clocks(other.output / name), name
+    for a, b in zip(parameters(run.output), parameters(other.output), strict=True):
         assert a.tobytes() == b.tobytes()
+
+
+def test_sigterm_ends_the_step_and_saves_and_the_resumed_run_equals_the_uninterrupted_one(
+    uninterrupted, tmp_path, monkeypatch
+):
+    config, result = uninterrupted
+    again = dataclasses.replace(config, output=str(tmp_path / "again"), checkpoint=SaveConfig(every=STEPS))
+    update, calls = Learner.update, []
+
+    def terminated(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(*args)
+
+    monkeypatch.setattr(Learner, "update", terminated)
+    stopped = train(again)
+    assert stopped.preempted and stopped.step == 2
+    the_same(train(again), result)
+
+
+def test_a_reference_model_in_host_memory_changes_nothing(uninterrupted, tmp_path):
+    config, result = uninterrupted
+    there = dataclasses.replace(config, output=str(tmp_path / "host"), reference_on_host=True)
+    the_same(train(there), result)
+
+
+def test_a_steady_state_compiles_nothing(model, tmp_path, monkeypatch):
+    compilations, by_step = [], []
+
+    def listen(name, *_, **__):
+        if "backend_compile" in name:
+            compilations.append(name)
+
+    update = Learner.update
+
+    def counted(*args):
+        done = update(*args)
+        by_step.append(len(compilations))
+        return done
+
+    monkeypatch.setattr(Learner, "update", counted)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        train(config_for(model, tmp_path / "run", steps=6, checkpoint=SaveConfig(every=6)))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert by_step[0] > 0  # the listener does listen
+    assert by_step[2:] == by_step[2:3] * 4, by_step
 
 
 def test_without_reward_variance_grpo_moves_nothing_and_da_grpo_does(model, uninterrupted, tmp_path):

@@ -57,8 +57,14 @@ def rollout_weights(network: Network, state: nnx.State, mesh: Mesh | None) -> Ro
 
     Norm scales keep their dtype, as the decoder multiplies them in float32. One program; the trainer's weights are not touched.
     """
+    return _cast_program(network, mesh)(state)
+
+
+@lru_cache(maxsize=32)
+def _cast_program(network: Network, mesh: Mesh | None) -> Callable[[nnx.State], RolloutWeights]:
+    """Compiled once for an architecture and a mesh, however often weights are updated."""
     if mesh is None:
-        return jax.jit(partial(_cast_and_cut, network))(state)
+        return jax.jit(partial(_cast_and_cut, network))
     logical = {
         row.path: tuple(None if a == "embed" else a for a in row.logical)
         for row in parameters(network.config)
@@ -71,9 +77,10 @@ def rollout_weights(network: Network, state: nnx.State, mesh: Mesh | None) -> Ro
             flat[path] = nnx.Param(sharding(mesh, axes[1:] if prefix else axes))
         return nnx.State.from_flat_path(flat)
 
+    state = nnx.split(abstract_decoder(network.config, network.compute))[1]
     shapes = jax.eval_shape(partial(_cast_and_cut, network), state)
     placed = RolloutWeights(where((), shapes.outer), tuple(where(("layers",), x) for x in shapes.layers))
-    return jax.jit(partial(_cast_and_cut, network), out_shardings=placed)(state)
+    return jax.jit(partial(_cast_and_cut, network), out_shardings=placed)
 
 
 def _cast_and_cut(network: Network, state: nnx.State) -> RolloutWeights:
