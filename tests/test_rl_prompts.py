@@ -9,7 +9,7 @@ from dcore_jax.calls import Call
 from dcore_jax.data import Rejections
 from dcore_jax.errors import UserError
 from dcore_jax.rl.prompts import prompt_order, read_questions, render_prompts, toolworld_questions
-from dcore_jax.toolworld import generate_tasks
+from dcore_jax.toolworld import generate_tasks, to_record
 from dcore_jax.toolworld.nano import build_tokenizer
 
 USER = {"role": "user", "content": "what is the weather in Oslo"}
@@ -55,7 +55,25 @@ def test_a_conversation_gives_a_prompt_for_each_turn_that_calls_and_counts_the_o
     questions, rejected = read(tmp_path, {"messages": messages})
     assert [len(q.messages) for q in questions] == [1, 5]
     assert [len(q.reference) for q in questions] == [1, 0]
-    assert rejected.counts == {"a report on tool results, which makes no call": 1}
+    assert rejected.counts == {"a report on tool results, which makes no call (`--reports` takes it)": 1}
+
+    path = tmp_path / "whole.jsonl"
+    path.write_text(json.dumps({"messages": messages}) + "\n")
+    questions, rejected = read_questions([path], "python", reports=True)
+    assert [(q.category, len(q.messages), len(q.reference)) for q in questions][1] == ("report", 3, 0)
+    assert not rejected.counts and questions[1].expects_reply
+
+
+def test_every_turn_of_a_tool_world_task_is_a_prompt_where_reports_are_asked_for():
+    for task in generate_tasks(12, seed=0):
+        turns = sum(message["role"] == "assistant" for message in to_record(task)["messages"])
+        with_reports = toolworld_questions([task], "python", reports=True)
+        assert len(with_reports) == turns
+        reports = [q for q in with_reports if q.category == "report"]
+        assert (
+            len(reports) == (task.kind != "irrelevant") == turns - len(toolworld_questions([task], "python"))
+        )
+        assert all(q.reference == () for q in reports)
 
 
 def test_calls_of_an_openai_conversation_are_read_from_tool_calls(tmp_path):

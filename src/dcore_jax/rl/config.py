@@ -100,6 +100,8 @@ class RLConfig:
     updates: int = 4  # optimizer steps in a step, each on prompts / updates of the prompts
     micro_rows: int | None = None  # responses in one forward pass; None: all of an update
     reference_on_host: bool = False  # keep the KL's reference model in host memory between its uses
+    # Turns that report what the tools have answered are prompts too; their reward is for calling nothing more.
+    reports: bool = False
     strict: bool = False  # stop at the first prompt that cannot be used, naming file and line
     seed: int = 0
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

@@ -9,7 +9,7 @@ Rows come in three forms, told apart by their fields:
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from dcore_jax.data.records import Message, Record, Rejections, parse_record
 from dcore_jax.errors import UserError
 from dcore_jax.toolworld import Task, to_record
 
+REPORT = "report"  # the category of turns that say what the tools have answered
 _OPEN_THOUGHT = "<think>"
 
 
@@ -46,25 +47,28 @@ class Prompt:
     question: Question
 
 
-def toolworld_questions(tasks: Sequence[Task], call_format: str) -> list[Question]:
-    """The turns of tool-world tasks that call, or refuse; category is kind and number of calls, as `parallel 2`."""
+def toolworld_questions(tasks: Sequence[Task], call_format: str, *, reports: bool = False) -> list[Question]:
+    """The turns of tool-world tasks that call, or refuse; category is kind and number of calls, as `parallel 2`.
+
+    With `reports` those too that say what the tools have answered, category `report`: they should call nothing more.
+    """
     found = []
     for task in tasks:
         row = to_record(task, call_format=call_format)
         record = parse_record(row, origin=task.id, category=task.kind)[0]
         named = f"{task.kind} {len(task.reference)}"
         found += [
-            Question(q.messages, q.tools, q.reference, q.expects_reply, named, task.id)
-            for q in _turns(record, call_format)
+            replace(q, category=q.category if q.category == REPORT else named)
+            for q in _turns(record, call_format, reports)
             if isinstance(q, Question)
         ]
     return found
 
 
 def read_questions(
-    paths: Iterable[str | Path], call_format: str, *, strict: bool = False
+    paths: Iterable[str | Path], call_format: str, *, strict: bool = False, reports: bool = False
 ) -> tuple[list[Question], Rejections]:
-    """Questions of files in file order, and what was left out, by reason.
+    """Questions of files in file order, and what was left out, by reason; `reports` as in `toolworld_questions`.
 
     Raises:
       UserError: a file that cannot be read; with `strict`, the first row that cannot be used.
@@ -75,7 +79,7 @@ def read_questions(
         name, local = str(path), local_file(str(path))
         for origin, row in file_rows(name, local):
             try:
-                for question in _questions(row, origin, local.stem, call_format):
+                for question in _questions(row, origin, local.stem, call_format, reports):
                     if isinstance(question, Question):
                         found.append(question)
                     else:
@@ -133,7 +137,9 @@ def prompt_order(count: int, seed: int, draws: range) -> list[int]:
     return chosen
 
 
-def _questions(row: Any, origin: str, category: str, call_format: str) -> Iterator[Question | str]:
+def _questions(
+    row: Any, origin: str, category: str, call_format: str, reports: bool
+) -> Iterator[Question | str]:
     if isinstance(row, Malformed):
         raise row
     if not isinstance(row, dict):
@@ -145,7 +151,7 @@ def _questions(row: Any, origin: str, category: str, call_format: str) -> Iterat
         yield _with_reference(row, origin, category)
     else:
         for record in parse_record(row, origin=origin, category=category):
-            yield from _turns(record, call_format)
+            yield from _turns(record, call_format, reports)
 
 
 def _record_of(messages: Any, tools: Any, origin: str, category: str) -> Record:
@@ -191,8 +197,10 @@ def _reference(items: list[Any]) -> tuple[Call, ...]:
         raise Malformed(str(error)) from None
 
 
-def _turns(record: Record, call_format: str) -> Iterator[Question | str]:
-    """One question for each assistant turn that calls, or answers the user without a call; a reason for each other one."""
+def _turns(record: Record, call_format: str, reports: bool) -> Iterator[Question | str]:
+    """One question for each assistant turn that calls, or answers the user without a call (or reports, where that is asked
+    for); a reason for each other one.
+    """
     turns = [i for i, message in enumerate(record.messages) if message["role"] == "assistant"]
     for i in turns if record.loss_turns == "every" else turns[-1:]:
         message, before = record.messages[i], record.messages[:i]
@@ -208,10 +216,12 @@ def _turns(record: Record, call_format: str) -> Iterator[Question | str]:
                 yield f"a reference turn that cannot be read as {call_format}: {parsed.error}"
                 continue
             calls, replies = parsed.calls, bool(parsed.reply)
-        if not calls and _is_tool_result(before[-1]):
-            yield "a report on tool results, which makes no call"
+        report = not calls and _is_tool_result(before[-1])
+        if report and not reports:
+            yield "a report on tool results, which makes no call (`--reports` takes it)"
             continue
-        yield Question(before, record.tools, calls, replies, record.category, record.origin)
+        category = REPORT if report else record.category
+        yield Question(before, record.tools, calls, replies, category, record.origin)
 
 
 def _is_tool_result(message: Message) -> bool:

@@ -51,7 +51,9 @@ def training_prompts(config: RLConfig, tokenizer: Any) -> tuple[list[Prompt], Pr
             "no prompts: give --data <files>, or --data toolworld for tasks of the embedded tool world"
         )
     files = [name for name in config.data if name != TOOLWORLD]
-    questions, rejected = read_questions(files, config.reward.call_format, strict=config.strict)
+    questions, rejected = read_questions(
+        files, config.reward.call_format, strict=config.strict, reports=config.reports
+    )
     if TOOLWORLD in config.data:
         questions += _toolworld(config, config.toolworld.tasks, "train")
     prompts = render_prompts(questions, tokenizer, max_length=config.rollout.max_prompt, rejections=rejected)
@@ -76,7 +78,7 @@ def evaluation_prompts(config: RLConfig, tokenizer: Any) -> list[Prompt]:
     if not settings.prompts:
         return []
     if settings.data:
-        questions, rejected = read_questions(settings.data, config.reward.call_format)
+        questions, rejected = read_questions(settings.data, config.reward.call_format, reports=config.reports)
     else:
         questions = _toolworld(config, settings.prompts, "test")
     prompts = render_prompts(
@@ -107,4 +109,4 @@ def _toolworld(config: RLConfig, count: int, split: str) -> list[Question]:
         kinds=settings.kinds or None,
         subtasks=(settings.fewest_subtasks, settings.most_subtasks),
     )
-    return toolworld_questions(tasks, config.reward.call_format)
+    return toolworld_questions(tasks, config.reward.call_format, reports=config.reports)
