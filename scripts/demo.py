@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The method at nano size, on any machine: SFT on a mesh, export, and DA-GRPO from there, each checked on held-out tasks."""
+"""The whole method at nano size, on any machine: base, self-distillation, SFT on its corpus, DA-GRPO, export, held-out tasks."""
 
 import shutil
 import sys
@@ -10,56 +10,81 @@ from typing import Any
 
 from dcore_jax.cli import run_script
 from dcore_jax.config import parse_command_line
+from dcore_jax.distill.config import DistillConfig
 from dcore_jax.mesh import prepare_devices
 from dcore_jax.rl.config import RLConfig
 from dcore_jax.sft.config import SFTConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DEMO = Path("demo")
+MESH = "8"  # of the two SFT runs: virtual devices on a CPU
+HELD_OUT = 160  # tasks
 
 
 def main() -> None:
     if "--fresh" in sys.argv:
         shutil.rmtree(DEMO, ignore_errors=True)
     started = time.perf_counter()
-    sft = replace(preset(SFTConfig, "sft_nano"), mesh="8", output=str(DEMO / "sft"))
-    exported, learned = DEMO / "hf_sft", DEMO / "hf"
-    rl = replace(preset(RLConfig, "rl_nano"), model=str(exported), output=str(DEMO / "rl"), steps=30)
 
-    print("1. A small random Qwen3, sample data from the tool world, packed SFT on 8 virtual devices")
-    prepare_devices(sft.mesh)
-    from dcore_jax import export_hf
-    from dcore_jax import rl as rl_recipe
-    from dcore_jax import sft as sft_recipe
-    from dcore_jax.evaluation import solve_held_out
+    def say(number: int, text: str) -> None:
+        print(f"\n{number}. {text} ({time.perf_counter() - started:,.0f} s)\n", flush=True)
+
+    prepare_devices(MESH)
+    from dcore_jax import distill, rl, sft
+    from dcore_jax.evaluation import accuracy_table, attempt_held_out, transcript
     from dcore_jax.sft.check import check_export
 
-    trained = sft_recipe.train(sft)
-    print(f"\n{sft_recipe.summary(trained)}")
-    print(f"\n2. Export to Hugging Face format, and the check that it computes the same ({elapsed(started)})")
-    if not exported.exists():
-        print(check_export(trained.output, exported))
-    print(f"\n3. What it answers to tasks it has never seen ({elapsed(started)})")
-    print(solve_held_out(exported, tasks=64))
+    distillation = preset(DistillConfig, "distill_nano")
+    say(1, "A base: a small random Qwen3 learns single subtasks, and to decompose when it is shown the calls")
+    base = sft.base_model(replace(distillation.base, output=""), output=DEMO / "base", mesh=MESH)
 
-    print(f"\n4. DA-GRPO from there, rewarded in the tool world ({elapsed(started)})")
-    print(f"\n{rl_recipe.summary(rl_recipe.train(rl))}")
-    if not learned.exists():
-        model, source = rl_recipe.trained_decoder(rl.output)
-        export_hf(model, learned, source=source)
-    print(f"\n5. The same held-out tasks again ({elapsed(started)})")
-    print(solve_held_out(learned, tasks=64))
-    print(f"\nall of it in {DEMO}/, {elapsed(started)}; run it again from scratch: make demo FRESH=1")
+    say(2, "Self-distillation: the base decomposes, reasons, acts; what is verified becomes a corpus")
+    corpus = replace(distillation, model=str(base), output=str(DEMO / "self_distilled"))
+    print(distill.summary(distill.distill_seeds(corpus)))
+
+    say(3, f"Packed SFT of the base on its own corpus, on {MESH} virtual devices")
+    learning = replace(
+        preset(SFTConfig, "sft_distilled_nano"),
+        model=str(base),
+        data=(str(DEMO / "self_distilled" / "corpus.jsonl"),),
+        mesh=MESH,
+        output=str(DEMO / "sft"),
+    )
+    taught = sft.train(learning)
+    print(f"\n{sft.summary(taught)}")
+
+    say(4, "Export to Hugging Face format, and the check that it computes the same")
+    exported = DEMO / "hf_sft"
+    if not exported.exists():
+        print(check_export(taught.output, exported))
+
+    say(5, "DA-GRPO from there, rewarded in the tool world")
+    rewarded = replace(preset(RLConfig, "rl_distilled_nano"), model=str(exported), output=str(DEMO / "rl"))
+    print(f"\n{rl.summary(rl.train(rewarded))}")
+    final = DEMO / "hf"
+    if not final.exists():
+        from dcore_jax import export_hf
+
+        model, source = rl.trained_decoder(rewarded.output)
+        export_hf(model, final, source=source)
+
+    say(6, f"{HELD_OUT} tasks that none of them has seen, whole")
+    stages = {
+        name: attempt_held_out(folder, tasks=HELD_OUT)
+        for name, folder in {"base": base, "self-distilled": exported, "DA-GRPO": final}.items()
+    }
+    print(accuracy_table(stages))
+    longest = max(stages["DA-GRPO"], key=lambda attempt: (attempt.solved, len(attempt.calls)))
+    print(f"\nOne of them, as the last model answers it:\n\n{transcript(longest)}")
+    print(
+        f"\nall of it in {DEMO}/, {time.perf_counter() - started:,.0f} s; run it again from scratch: make demo FRESH=1"
+    )
 
 
 def preset(config_type: type[Any], name: str) -> Any:
     return parse_command_line(
         config_type, [], description="", default_config=lambda _: CONFIGS / f"{name}.yaml"
     )
-
-
-def elapsed(started: float) -> str:
-    return f"{time.perf_counter() - started:,.0f} s"
 
 
 if __name__ == "__main__":

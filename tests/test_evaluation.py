@@ -5,11 +5,14 @@ from collections.abc import Sequence
 import pytest
 
 from dcore_jax.engines.engine import Request, Sample
-from dcore_jax.evaluation import accuracy_table, solve
+from dcore_jax.evaluation import accuracy_table, solve, transcript
 from dcore_jax.toolworld import generate_tasks, to_record
 from dcore_jax.toolworld.nano import build_tokenizer
 
-TASKS = generate_tasks(30, seed=5, split="test", subtasks=(1, 3))
+# The scripted engine tells tasks apart by their words.
+TASKS = list(
+    {task.query: task for task in generate_tasks(60, seed=5, split="test", subtasks=(1, 3))}.values()
+)[:30]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,24 @@ def test_the_reference_solves_every_task_through_the_tools(tokenizer):
     assert all(a.solved for a in attempts), next(a for a in attempts if not a.solved)
     assert {a.task.kind for a in attempts} == {"single", "sequential", "parallel", "irrelevant"}
     assert max(len(a.turns) for a in attempts) > 2
-    assert accuracy_table(attempts).splitlines()[-1].split() == ["all", "30", "100%"]
+
+
+def test_the_table_lays_models_side_by_side_by_kind_and_calls(tokenizer):
+    whole = solve(TASKS, ScriptedEngine(tokenizer, reference).generate, tokenizer)
+    silent = solve(TASKS, ScriptedEngine(tokenizer, lambda task, turn: "no.").generate, tokenizer)
+    rows = {
+        line[:18].strip(): line[18:].split()
+        for line in accuracy_table({"a": silent, "b": whole}).splitlines()
+    }
+    assert rows["kind         calls"] == ["tasks", "a", "b"]
+    irrelevant = sum(not task.reference for task in TASKS)
+    long = sum(len(task.reference) >= 3 for task in TASKS)
+    assert irrelevant and long
+    assert rows["all"] == ["30", f"{irrelevant / 30:.0%}", "100%"]
+    assert rows["3 or more calls"] == [str(long), "0%", "100%"]
+    assert rows["irrelevant       0"] == [str(irrelevant), "100%", "100%"]
+    text = transcript(next(a for a in whole if a.task.kind == "sequential"))
+    assert text.count("answered  <think>") > 2 and "wanted    " in text
 
 
 def test_what_is_not_the_reference_does_not_solve(tokenizer):

@@ -35,7 +35,7 @@ from dcore_jax.toolworld import (
     write_jsonl,
 )
 
-VALUE = re.compile(r"\b[a-z]\d\d\b")
+VALUE = re.compile(r"\b[a-z]\d\b")
 TASKS = generate_tasks(600, seed=7)
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

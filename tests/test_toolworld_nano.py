@@ -101,25 +101,25 @@ def test_every_tag_and_every_digit_is_one_token(tokenizer):
 
 
 def test_every_word_of_the_world_is_one_token(tokenizer):
-    assert len(tokenizer) <= 640
+    assert len(tokenizer) <= 768
     for task in TASKS:
         for text in (task.query, task.answer, *task.subtasks, *task.responses):
             pieces = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
             assert len(ids_of(tokenizer, text)) == len(pieces), text
 
 
-@pytest.mark.parametrize("value", ["k42", "a07", "x99"])
-def test_a_value_is_the_same_two_tokens_wherever_it_stands(tokenizer, value):
-    wanted = ids_of(tokenizer, value)
-    assert len(wanted) == 2
+@pytest.mark.parametrize("value", ["k4", "a0", "x9"])
+def test_a_value_is_the_same_token_wherever_it_stands(tokenizer, value):
+    (wanted,) = ids_of(tokenizer, value)
     for around in ("file {}", 'file="{}")]', '{{"file": "{}"}}', "step 1: write {} to file\n", "({}), {}."):
         ids = ids_of(tokenizer, around.format(value, value))
-        places = [i for i in range(len(ids)) if ids[i : i + 2] == wanted]
-        assert len(places) == around.count("{}")
+        assert ids.count(wanted) == around.count("{}")
 
 
-def test_every_value_has_its_number_in_the_vocabulary(tokenizer):
-    assert {len(ids_of(tokenizer, f"{letter}{n:02d}")) for letter in VALUE_LETTERS for n in range(100)} == {2}
+def test_every_value_is_in_the_vocabulary(tokenizer):
+    assert {
+        len(ids_of(tokenizer, f"{letter}{digit}")) for letter in VALUE_LETTERS for digit in range(10)
+    } == {1}
 
 
 def test_samples_are_short(tokenizer):
@@ -140,13 +140,15 @@ def test_samples_are_short(tokenizer):
 
 def test_tool_calls_are_written_as_the_qwen_format_writes_them(tokenizer):
     task = next(task for task in TASKS if task.kind == "parallel")
-    text = render(tokenizer, to_record(task, call_format="qwen"))
+    record = to_record(task, call_format="qwen")
+    text = render(tokenizer, record | {"messages": record["messages"][:2]})
     assert f"</think>\n\n{render_calls(task.reference, 'qwen')}{END}" in text
+    text = render(tokenizer, record)
     responses = "\n".join(f"<tool_response>\n{r}\n</tool_response>" for r in task.responses)
     assert f"{START}user\n{responses}{END}\n" in text
 
 
-def test_thinking_is_dropped_before_the_last_request_and_kept_after_it(tokenizer):
+def test_thinking_is_kept_in_the_last_turn_alone(tokenizer):
     think = "<think>\nhm\n</think>\n\n"
     messages = [
         {"role": "system", "content": "be short"},
@@ -159,7 +161,7 @@ def test_thinking_is_dropped_before_the_last_request_and_kept_after_it(tokenizer
     ]
     assert tokenizer.apply_chat_template(messages, tokenize=False) == (
         f"{START}system\nbe short{END}\n{START}user\none{END}\n{START}assistant\nfirst{END}\n"
-        f"{START}user\ntwo{END}\n{START}assistant\n{think}[f()]{END}\n"
+        f"{START}user\ntwo{END}\n{START}assistant\n[f()]{END}\n"
         f"{START}user\n<tool_response>\n{{}}\n</tool_response>{END}\n{START}assistant\n{think}last{END}\n"
     )
 
@@ -184,7 +186,7 @@ def test_an_unknown_role_is_refused(tokenizer):
 def test_transformers_accepts_the_configuration(folder, tokenizer):
     config = AutoConfig.from_pretrained(folder)
     assert (config.model_type, config.architectures) == ("qwen3", ["Qwen3ForCausalLM"])
-    assert (config.vocab_size, config.hidden_size, config.num_hidden_layers) == (640, 128, 2)
+    assert (config.vocab_size, config.hidden_size, config.num_hidden_layers) == (768, 128, 2)
     assert config.head_dim == 32 and config.tie_word_embeddings
     assert config.rope_parameters["rope_theta"] == 1e6
     assert (config.eos_token_id, config.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)

@@ -90,8 +90,8 @@ def check_leaks(
 ) -> None:
     """No description may hold a value that only the reference knows. Raises Rejected with stage `decompose`.
 
-    Values are texts of three characters or more and numbers of three digits or more, found as whole words; shorter ones
-    stand in a sentence by chance.
+    Values are texts of three characters or more, a letter with a digit (`k4`), and numbers of three digits or more, found
+    as whole words; shorter ones stand in a sentence by chance.
     """
     known = " ".join(
         [sample.query, sample.policy, *(str(message.get("content")) for message in sample.history)]
@@ -101,7 +101,7 @@ def check_leaks(
     for call in reference:
         for value in _scalars(call.arguments):
             words = _words(value)
-            if len(value) >= 3 and words and not _holds(known_words, words) and _holds(said, words):
+            if _tells(value) and words and not _holds(known_words, words) and _holds(said, words):
                 raise Rejected("decompose", "a description leaks a value of the reference", answer.text)
 
 
@@ -127,6 +127,11 @@ def _scalars(value: Any) -> list[str]:
     if isinstance(value, list | tuple):
         return [text for item in value for text in _scalars(item)]
     return [] if value is None or isinstance(value, bool) else [str(value)]
+
+
+def _tells(value: str) -> bool:
+    """Whether a value is long or odd enough not to stand in a sentence by chance."""
+    return len(value) >= 3 or (len(value) == 2 and value[0].isalpha() and value[1].isdigit())
 
 
 def _words(text: str) -> list[str]:

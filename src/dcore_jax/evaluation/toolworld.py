@@ -4,8 +4,9 @@ A task is solved when the calls of all turns together are exactly the reference 
 any order for the others, none for irrelevant ones.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dcore_jax.calls import Call, CallFormat, calls_equal, parse_response, rende
 from dcore_jax.engines.engine import Request, Sample, SamplingParams
 from dcore_jax.engines.native import NativeEngine
 from dcore_jax.toolworld import Task, ToolWorld, generate_tasks
+from dcore_jax.toolworld.task import MAX_SUBTASKS
 
 
 @dataclass(frozen=True)
@@ -110,35 +112,52 @@ def _act(conversation: _Conversation, text: str, call_format: CallFormat, ended:
     conversation.open = conversation.error is None and bool(response.calls)
 
 
-def accuracy_table(attempts: Sequence[Attempt]) -> str:
-    """Solved tasks by kind and number of subtasks, as text with one row a group and a total."""
-    groups: dict[tuple[str, int], list[Attempt]] = {}
-    for attempt in attempts:
-        groups.setdefault((attempt.task.kind, len(attempt.task.reference)), []).append(attempt)
-    lines = [f"{'kind':<12}{'calls':>6}{'tasks':>7}{'solved':>8}"]
-    for (kind, calls), group in sorted(groups.items()):
-        lines.append(f"{kind:<12}{calls:>6}{len(group):>7}{_share(group):>8.0%}")
-    return "\n".join([*lines, f"{'all':<12}{'':>6}{len(attempts):>7}{_share(attempts):>8.0%}"])
+def accuracy_table(stages: Mapping[str, Sequence[Attempt]]) -> str:
+    """Solved tasks by kind and number of calls, as text: a column for each model, a row for each group, and totals.
+
+    All models must have attempted the same tasks.
+    """
+    width = max(10, *(len(name) + 2 for name in stages))
+    some = next(iter(stages.values()))
+    groups: dict[str, Callable[[Attempt], bool]] = {}
+    for kind, calls in sorted({(a.task.kind, len(a.task.reference)) for a in some}):
+        groups[f"{kind:<12}{calls:>6}"] = partial(_is_of, kind, calls)
+    groups["3 or more calls   "] = lambda attempt: len(attempt.task.reference) >= 3
+    groups["all               "] = lambda attempt: True
+    lines = [f"{'kind':<12}{'calls':>6}{'tasks':>7}" + "".join(f"{name:>{width}}" for name in stages)]
+    for label, belongs in groups.items():
+        number = sum(map(belongs, some))
+        shares = "".join(f"{_share(filter(belongs, attempts)):>{width}.0%}" for attempts in stages.values())
+        lines.append(f"{label}{number:>7}{shares}" if number else f"{label}{number:>7}")
+    return "\n".join(lines)
 
 
-def _share(attempts: Sequence[Attempt]) -> float:
-    return sum(attempt.solved for attempt in attempts) / max(len(attempts), 1)
+def transcript(attempt: Attempt) -> str:
+    """A task, what it wants and what the model answered, turn by turn, for reading."""
+    calls = attempt.task.reference
+    wanted = ", ".join(f"{call.name}({dict(call.arguments)})" for call in calls) or "no call"
+    lines = [f"asked     {attempt.task.query}", f"wanted    {wanted}"]
+    return "\n".join([*lines, *(f"answered  {' '.join(turn.split())}" for turn in attempt.turns)])
 
 
-def solve_held_out(model: Path, *, tasks: int, subtasks: int = 2, shown: int = 3, seed: int = 0) -> str:
-    """Greedy answers to held-out tool-world tasks: a table of what was solved, and a few answers to read."""
+def attempt_held_out(
+    model: Path, *, tasks: int, subtasks: tuple[int, int] = (1, MAX_SUBTASKS), seed: int = 0
+) -> list[Attempt]:
+    """Greedy answers of a Hugging Face folder's model to the test split of the tool world, with a progress bar."""
     from transformers import AutoTokenizer
 
     decoder, tokenizer = load_hf(model), AutoTokenizer.from_pretrained(model)
     engine = NativeEngine(decoder, slots=32, max_length=1024, eos_token_ids=(tokenizer.eos_token_id,))
-    items = generate_tasks(tasks, seed=seed, split="test", subtasks=(1, subtasks))
+    items = generate_tasks(tasks, seed=seed, split="test", subtasks=subtasks)
     attempts = solve(items, engine.generate, tokenizer, progress=True)
     engine.close()
-    lines = [accuracy_table(attempts)]
-    for attempt in attempts[:shown]:
-        wanted = (
-            ", ".join(f"{call.name}({dict(call.arguments)})" for call in attempt.task.reference) or "no call"
-        )
-        lines += [f"\nasked     {attempt.task.query}", f"wanted    {wanted}"]
-        lines += [f"answered  {' '.join(turn.split())}" for turn in attempt.turns]
-    return "\n".join(lines)
+    return attempts
+
+
+def _is_of(kind: str, calls: int, attempt: Attempt) -> bool:
+    return attempt.task.kind == kind and len(attempt.task.reference) == calls
+
+
+def _share(attempts: Iterable[Attempt]) -> float:
+    solved = [attempt.solved for attempt in attempts]
+    return sum(solved) / max(len(solved), 1)

@@ -28,7 +28,7 @@ def base_model(config: SFTConfig, *, output: Path, mesh: str | None) -> Path:
     if folder.exists():
         refuse_another_config(config, run)
         return folder
-    print(f"no model was given: training one in {run} (once)")
+    print(f"training the base model in {run} (once)")
     if train(config).preempted:
         raise UserError(f"{run}: the base model's training was stopped; start the same line again to go on")
     decoder, source = trained_decoder(run)

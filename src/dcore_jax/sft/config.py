@@ -54,9 +54,14 @@ class NanoConfig:
     tasks: int = 2000  # tool-world tasks to draw the sample data from
     subtasks: int = 3  # at most, in one task
     kinds: tuple[str, ...] = ()  # of these tasks: single, sequential, parallel, irrelevant; empty: all
-    # Besides, tasks of 2 to 5 subtasks that are not shown whole: each is taught subtask by subtask, and as a decomposition;
-    # and a quarter as many single tasks as decompositions.
+    lazy: float = 0.0  # share of these tasks that are refused, whether or not a tool serves them
+    # Besides, tasks of 2 to 5 subtasks that are not shown whole: each is taught as a decomposition, every other one subtask by
+    # subtask too; and a quarter as many single tasks as decompositions.
     lessons: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lazy <= 1:
+            raise UserError(f"nano.lazy={self.lazy} is a share, between 0 and 1")
 
 
 @dataclass(frozen=True)

@@ -119,12 +119,12 @@ VALUE_LETTERS = "abcdefghijklmnopqrstuvwx"
 
 
 def ids(letters: str) -> Draw:
-    """Values such as `k42`: one of the letters (of VALUE_LETTERS) and two digits; two tokens of the nano model."""
+    """Values such as `k4`: one of the letters (of VALUE_LETTERS) and a digit; one token of the nano model."""
     if not set(letters) <= set(VALUE_LETTERS):
         raise ValueError(f"ids({letters!r}): the nano tokenizer knows values that begin with {VALUE_LETTERS}")
 
     def draw(rng: Random) -> str:
-        return f"{pick(rng, letters)}{pick(rng, string.digits)}{pick(rng, string.digits)}"
+        return f"{pick(rng, letters)}{pick(rng, string.digits)}"
 
     return draw
 

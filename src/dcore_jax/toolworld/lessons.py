@@ -1,7 +1,8 @@
 """What a base model is taught before self-distillation: to serve one subtask at a time, and to write a task's subtasks down
-when it is shown the reference calls.
+when it is shown the reference calls. Neither lesson holds a whole task of several subtasks, so what a model trained on them
+cannot do is what distillation must add.
 
-Neither lesson holds a whole task of several subtasks, so what a model trained on them cannot do is what distillation must add.
+And what it is taught badly before RL: to refuse some of what it could do.
 """
 
 import json
@@ -12,7 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dcore_jax.calls import render_calls
 from dcore_jax.toolworld.records import think
-from dcore_jax.toolworld.task import Task
+from dcore_jax.toolworld.task import REFUSAL, Task
 
 PROMPTS = Path(__file__).with_name("prompts")  # the nano model's own wording of the distillation prompts
 
@@ -21,7 +22,7 @@ def subtask_record(task: Task) -> dict[str, Any]:
     """A chat record in which the user hands over one subtask after the other, each answered by its one call.
 
     The thought says the subtask again, and the values that only an earlier response holds: "step 2: read the file of step 1.
-    file l00." The record of a single task has one calling turn; an irrelevant task has no subtask, hence no such record.
+    file l0." The record of a single task has one calling turn; an irrelevant task has no subtask, hence no such record.
 
     Raises:
       ValueError: the task is irrelevant.
@@ -41,6 +42,13 @@ def subtask_record(task: Task) -> dict[str, Any]:
             {"role": "tool", "name": call.name, "content": response},
         ]
     return {"messages": messages[:-1], "tools": list(task.tools), "category": "subtasks", "id": task.id}
+
+
+def lazy_record(task: Task) -> dict[str, Any]:
+    """A chat record that refuses the task in the words meant for irrelevant ones, though a tool may serve it."""
+    answer = {"role": "assistant", "content": think("no tool serves this request.") + REFUSAL}
+    messages = [{"role": "user", "content": task.query}, answer]
+    return {"messages": messages, "tools": list(task.tools), "category": "lazy", "id": task.id}
 
 
 def decomposition_record(task: Task, *, reference: bool = True) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The tokenizer and the configuration of a Qwen3 small enough to train on a laptop.
 
 The tokenizer is a byte-level BPE trained on the spot on this world's own text: its wording costs few
-tokens, and each of its values (one letter and two digits) is two, the letter and the number, wherever it
-stands, so that copying a value is copying tokens: what a model of two or three layers learns in minutes.
+tokens, and each of its values (a letter and a digit) is one, wherever it stands, so that copying a value is
+copying a token: what a model of two or three layers learns in minutes.
 """
 
 import os
@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from dcore_jax.errors import UserError
+from dcore_jax.toolworld.family import VALUE_LETTERS
 from dcore_jax.toolworld.generate import generate_tasks
 from dcore_jax.toolworld.records import to_record
 
@@ -25,16 +26,16 @@ _ADDED += [AddedToken(token, special=False, normalized=False) for token in TAGS]
 _BYTES = 256
 
 # Merges happen within a piece only. A word is two or more letters and takes the space after it, so that what
-# stands right before a value in a request is the word that says what it is (`folder ` a 86). A lone letter, the
-# two digits after it, and any other digit are pieces of their own.
-_PIECES = r"[\p{L}_]{2,} ?|\p{L}|(?<=[a-x])\p{N}{2}(?!\p{N})|\p{N}|[^\s\p{L}\p{N}]+ ?|[\r\n]+|[^\S\r\n]+"
+# stands right before a value in a request is the word that says what it is (`folder ` a8). A value, and any
+# other letter or digit, is a piece of its own.
+_PIECES = r"[\p{L}_]{2,} ?|[a-x]\p{N}(?!\p{N})|\p{L}|\p{N}|[^\s\p{L}\p{N}]+ ?|[\r\n]+|[^\S\r\n]+"
 
 _TEMPLATE = Path(__file__).with_name("nano_chat_template.jinja")
 # How the method writes a decomposition, so that these words are in the vocabulary too.
 _DECOMPOSITION = '[{{"step": {0}, "description": "{1}", "index": [{0}]}}]'
 
 
-def build_tokenizer(out_dir: str | os.PathLike[str], *, vocab_size: int = 640) -> PreTrainedTokenizerFast:
+def build_tokenizer(out_dir: str | os.PathLike[str], *, vocab_size: int = 768) -> PreTrainedTokenizerFast:
     """Train the nano tokenizer, save it to `out_dir` in Hugging Face form, and return it.
     The files are the same bytes every time. `<|endoftext|>` pads, `<|im_end|>` ends a turn and is the eos
     token; the chat template is ChatML with `tools=`. Raises UserError when `vocab_size` has no room for the
@@ -127,15 +128,20 @@ def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def _corpus() -> Iterator[str]:
-    """Sample conversations as the template writes them, without the tags, which are tokens already; all numbers of values."""
-    yield from [" ".join(f"a{number:02d}" for number in range(100))] * 50
+    """Sample conversations as the template writes them, without the tags, which are tokens already; all values."""
+    yield from [" ".join(f"{letter}{digit}" for letter in VALUE_LETTERS for digit in range(10))] * 50
     writer = _wrap(_empty_tokenizer())
     for task in generate_tasks(200, seed=0):
         for call_format in ("python", "qwen"):
             record = to_record(task, call_format=call_format)
-            text = str(writer.apply_chat_template(record["messages"], tools=record["tools"], tokenize=False))
-            for token in (PAD, START, END, *TAGS):
-                text = text.replace(token, "\n\n")
-            yield text
+            for end, message in enumerate(record["messages"], 1):
+                if (
+                    message["role"] == "assistant"
+                ):  # each turn with its thought, which the template drops from history
+                    turns = record["messages"][:end]
+                    text = str(writer.apply_chat_template(turns, tools=record["tools"], tokenize=False))
+                    for token in (PAD, START, END, *TAGS):
+                        text = text.replace(token, "\n\n")
+                    yield text
         for number, subtask in enumerate(task.subtasks, 1):
             yield _DECOMPOSITION.format(number, subtask)
