@@ -52,8 +52,9 @@ def main() -> None:
         small = "--steps {} --prompts 4 --updates 1 --rollout.group 4 --rollout.max-response 16 --evaluation.prompts 0"
         config = ["--config", str(REPOSITORY / "configs" / "rl_nano.yaml"), "--model", str(model)]
         # The KL term would move GRPO too, once anything has moved it.
-        keep = f"--checkpoint.every 1 --checkpoint.keep {STILL_STEPS + 1} --algorithm-fields kl_coefficient=0"
-        options = [*small.format(STILL_STEPS).split(), *keep.split()]
+        alone = "--toolworld.kinds single --algorithm-fields kl_coefficient=0"
+        keep = f"--checkpoint.every 1 --checkpoint.keep {STILL_STEPS + 1}"
+        options = [*small.format(STILL_STEPS).split(), *keep.split(), *alone.split()]
         train(folder, *config, "--algorithm", algorithm, "--seed", str(seed), *options)
 
     print(
