@@ -18,7 +18,7 @@ from dcore_jax.calls import CALL_FORMATS, Call, parse_response
 from dcore_jax.data.records import parse_record
 from dcore_jax.distill import compose
 from dcore_jax.distill.act import Bounded, Recorded, started
-from dcore_jax.distill.adapters import BFCLTask, TauTask
+from dcore_jax.distill.adapters import BFCLTask, TauTask, adapter_for
 from dcore_jax.distill.ask import Answer, Rejected, request_seed
 from dcore_jax.distill.decompose import check_count, check_leaks, decompose_ask, read_subtasks
 from dcore_jax.distill.labels import read_labels
@@ -516,6 +516,27 @@ def test_tau_benchs_tools_share_one_fresh_database(samples, stub_packages):
     environment = started(replace(samples[0], task=TauTask("retail")), "execute")
     environment.call(Call("look", {"name": "a"}))
     assert json.loads(environment.call(Call("look", {"name": "a"})).content) == {"a": 3}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bfcl_eval") is None, reason="bfcl-eval is not installed")
+def test_bfcls_own_classes_act_behind_the_protocol(monkeypatch, tmp_path):
+    """The real package: pip install --no-deps bfcl-eval==2026.3.23 mpmath."""
+    monkeypatch.setenv("BFCL_PROJECT_ROOT", str(tmp_path))
+    file = {"type": "file", "content": "hello"}
+    root = {"workspace": {"type": "directory", "contents": {"a.txt": file}}}
+    task = BFCLTask(("GorillaFileSystem", "MathAPI"), {"GorillaFileSystem": {"root": root}})
+    world = adapter_for(task)
+    for _ in range(2):  # a reset is a fresh state
+        world.reset(task)
+        assert json.loads(world.call(Call("ls", {})).content) == {"current_directory_content": ["a.txt"]}
+        assert json.loads(world.call(Call("cat", {"file_name": "a.txt"})).content) == {
+            "file_content": "hello"
+        }
+        assert json.loads(world.call(Call("mean", {"numbers": [1, 2, 6]})).content) == {"result": 3.0}
+        world.call(Call("touch", {"file_name": "b"}))
+        assert json.loads(world.call(Call("ls", {})).content) == {"current_directory_content": ["a.txt", "b"]}
+        assert world.call(Call("_load_scenario", {"scenario": {}})).error == "no tool '_load_scenario'"
+        assert "TypeError" in world.call(Call("cat", {"x": 1})).error
 
 
 def test_a_package_that_is_missing_is_named(samples):
