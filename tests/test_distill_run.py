@@ -107,6 +107,22 @@ def test_a_limit_can_be_raised_later(config, first, tmp_path):
     )
 
 
+def test_a_limit_takes_from_each_source_in_turn(config, tmp_path):
+    say = {"name": "say", "parameters": {"type": "object", "properties": {"text": {"type": "string"}}}}
+    rows = [
+        {"query": f"say {i}", "tools": [say], "reference": [{"name": "say", "arguments": {"text": str(i)}}]}
+        for i in range(3)
+    ]
+    plain = tmp_path / "seeds.jsonl"
+    plain.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    seeds = ("toolworld:6,kinds=irrelevant", f"jsonl:{plain}")
+    few = replace(config, output=str(tmp_path / "run"), seeds=seeds, limit=3)
+    by_source = distill_seeds(few).modes[0].counts.by_source
+    assert {name: ends.samples for name, ends in by_source.items()} == {"toolworld": 2, "jsonl": 1}
+    more = distill_seeds(replace(few, limit=7)).modes[0].counts.by_source
+    assert {name: ends.samples for name, ends in more.items()} == {"toolworld": 4, "jsonl": 3}
+
+
 def test_table_6_runs_every_mode_on_the_same_seeds(config, tmp_path):
     run = replace(config, output=str(tmp_path / "table6"), table6=True, limit=6)
     result = distill_seeds(run)

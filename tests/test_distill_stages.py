@@ -539,6 +539,25 @@ def test_bfcls_own_classes_act_behind_the_protocol(monkeypatch, tmp_path):
         assert "TypeError" in world.call(Call("cat", {"x": 1})).error
 
 
+@pytest.mark.skipif(importlib.util.find_spec("tau_bench") is None, reason="tau_bench is not installed")
+def test_tau_benchs_own_tools_act_behind_the_protocol():
+    """The real package, from its repository (github.com/sierra-research/tau-bench), with litellm."""
+    order = {"order_id": "#W2974929"}
+    for domain, tool in (("retail", "cancel_pending_order"), ("airline", "book_reservation")):
+        world = adapter_for(TauTask(domain))
+        for _ in range(2):  # a reset is a fresh database
+            world.reset(TauTask(domain))
+            assert world.call(Call("calculate", {"expression": "2 * 3"})).content == "6.0"
+            assert "TypeError" in world.call(Call(tool, {"x": 1})).error
+            if domain == "retail":
+                assert json.loads(world.call(Call("get_order_details", order)).content)["status"] == "pending"
+                world.call(Call(tool, order | {"reason": "no longer needed"}))
+                assert (
+                    json.loads(world.call(Call("get_order_details", order)).content)["status"] == "cancelled"
+                )
+    assert world.call(Call("__class__", {})).error == "no tool '__class__'"
+
+
 def test_a_package_that_is_missing_is_named(samples):
     for task, package in ((BFCLTask(("MathAPI",)), "bfcl-eval"), (TauTask("retail"), "tau_bench")):
         if importlib.util.find_spec(package.replace("-", "_")) is None:

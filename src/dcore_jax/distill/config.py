@@ -44,7 +44,9 @@ class DistillConfig:
     model: str = ""  # Hugging Face folder or hub id; `nano`: the embedded one
     seeds: tuple[str, ...] = ()  # source:path, as toolace:data/toolace.json; `toolworld:500`
     output: str = field(default="data/self_distilled", metadata=MAY_CHANGE)  # the run's folder
-    limit: int | None = field(default=None, metadata=MAY_CHANGE)  # only the first so many seed samples
+    limit: int | None = field(
+        default=None, metadata=MAY_CHANGE
+    )  # only so many seed samples, from each source in turn
     preset: Literal["paper", "release"] = (
         "paper"  # paper: what the text says; release: what the authors' code runs
     )

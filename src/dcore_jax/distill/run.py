@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 from tqdm import tqdm
@@ -136,7 +137,16 @@ def _samples(config: DistillConfig) -> tuple[list[SeedSample], Rejections]:
         raise UserError(
             f"no seed sample to start from: {'; '.join(rejected.lines()) or 'the files hold no rows'}"
         )
-    return samples[: config.limit], rejected
+    return samples if config.limit is None else _first_of_each(samples, config.limit), rejected
+
+
+def _first_of_each(samples: Sequence[SeedSample], limit: int) -> list[SeedSample]:
+    """The first `limit` samples, taken in turns from the sources: a larger limit keeps what a smaller one took."""
+    by_source: dict[str, list[SeedSample]] = {}
+    for sample in samples:
+        by_source.setdefault(sample.source, []).append(sample)
+    turns = chain.from_iterable(zip_longest(*by_source.values()))
+    return list(islice((sample for sample in turns if sample is not None), limit))
 
 
 def _pass(
