@@ -311,6 +311,15 @@ def test_a_mesh_samples_what_one_device_samples(text, even):
         assert block.addressable_shards[0].data.size * mesh.size == block.size
 
 
+def test_weights_of_one_device_go_to_the_engines_mesh(even):
+    folder, requests, expected = even
+    model = load_hf(folder)
+    engine = NativeEngine(model, slots=4, mesh=make_mesh("2"))
+    assert [s.ids for s in engine.generate(requests)] == [s.ids for s in expected]
+    engine.update_weights(model, 1)  # again, for a later version
+    assert [s.ids for s in engine.generate(requests)] == [s.ids for s in expected]
+
+
 def test_the_cache_is_written_in_place(model):
     engine = NativeEngine(model, slots=4, first_length=64)
     engine.generate([Request(PROMPTS[2], GREEDY)])

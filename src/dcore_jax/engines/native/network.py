@@ -30,7 +30,7 @@ from dcore_jax.mesh import sharding
 from dcore_jax.models import Compute, Decoder, ModelConfig, abstract_decoder
 from dcore_jax.models.attention import attend
 from dcore_jax.models.rope import rotation
-from dcore_jax.weights import parameters
+from dcore_jax.weights import parameters, shardings
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,12 @@ def rollout_weights(network: Network, state: nnx.State, mesh: Mesh | None) -> Ro
     """Matmul weights in the compute dtype, layers apart; under a mesh gathered over fsdp, still split over tensor.
 
     Norm scales keep their dtype, as the decoder multiplies them in float32. One program; the trainer's weights are not touched.
+    Weights that lie elsewhere than on the mesh are copied to it first.
     """
+    if mesh is not None:
+        devices = set(mesh.devices.flat)
+        if any(leaf.sharding.device_set != devices for leaf in jax.tree.leaves(state)):
+            state = jax.device_put(state, shardings(network.config, mesh))
     return _cast_program(network, mesh)(state)
 
 
