@@ -1,11 +1,12 @@
-"""Tokens per second of the native engine beside transformers' `generate`, on the same random model, in one run.
+"""Tokens per second of the native engine beside transformers' `generate` and vLLM, on the same random model, in one run.
 
     python benchmarks/generation.py [--batches 1,8,32] [--rounds 7] [--temperature 1] [--clock cpu]
 
-The engines take turns within every round, so that a busy machine slows them alike; the table shows medians over rounds, and the
-median of the rounds' ratios. Compilation and a warm-up call come before. In every round a square matrix product takes its turn
-too: `of the limit` is the share of its operations per second that an engine reaches with the operations generation cannot do
-without. Prints Markdown.
+Each engine has a process of its own, since threads of one that spin while they wait slow another in the same process. They take
+turns within every round, so that a busy machine slows them alike; the table shows medians over rounds, and the median of the
+rounds' ratios. Compilation and a warm-up call come before. In every round a square matrix product takes its turn too: `of the
+limit` is the share of its operations per second that an engine reaches with the operations generation cannot do without. Prints
+Markdown.
 
 On a machine that others use too, wall time says little: threads that wait for one that is not running lose most. `--clock cpu`
 counts seconds of CPU instead; run it with `taskset -c 0`, OMP_NUM_THREADS=1 and XLA_FLAGS=--xla_cpu_multi_thread_eigen=false.
@@ -15,6 +16,7 @@ import argparse
 import datetime
 import importlib.metadata
 import importlib.util
+import multiprocessing
 import os
 import platform
 import statistics
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -126,51 +129,77 @@ def vllm(args: argparse.Namespace, folder: Path, batch: int) -> Run | None:
 def operations(config: ModelConfig, prompt: int, new: int) -> float:
     """Of one sequence's forward passes: all tokens but the last through the layers, the new ones through the head."""
     tokens = prompt + new - 1
-    return (
-        training_flops(config, tokens, new, tokens * (tokens + 1) // 2) / 3
-    )  # training: forward, and backward twice
+    training = training_flops(config, tokens, new, tokens * (tokens + 1) // 2)
+    return training / 3  # a backward pass is two forward passes
 
 
-def matrix_product(args: argparse.Namespace) -> Callable[[], float]:
-    """The machine's own limit: a square product in the compute dtype; returns the operations it did."""
+def matrix_product(args: argparse.Namespace, folder: Path, batch: int) -> Run:
+    """The machine's own limit: square products in the compute dtype, whatever the prompts; returns the operations they took."""
     x = jnp.ones((2048, 2048), args.dtype)
     product = jax.jit(jnp.matmul)
 
-    def run() -> float:
+    def run(prompts: Prompts) -> int:
         for _ in range(5):
             product(x, x).block_until_ready()
-        return 5 * 2.0 * 2048**3
+        return 5 * 2 * 2048**3
 
     return run
 
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 LIMIT = "limit"
-ENGINES = {"native": native, "transformers": transformers_generate, "vllm": vllm}
+CONTESTANTS = {
+    "native": native,
+    "transformers": transformers_generate,
+    "vllm": vllm,
+    LIMIT: matrix_product,
+}
+PAUSE = 0.5  # seconds between two turns: OpenMP's threads spin on for 0.2 s
+
+
+def compete(name: str, args: argparse.Namespace, folder: Path, batch: int, pipe: Connection) -> None:
+    """A contestant's process: answers prompts with the tokens made and the seconds taken, until it is sent None."""
+    run = CONTESTANTS[name](args, folder, batch)
+    pipe.send(run is not None)
+    clock = CLOCKS[args.clock]
+    while run is not None and (prompts := pipe.recv()) is not None:
+        start = clock()
+        done = run(prompts)
+        pipe.send((done, clock() - start))
 
 
 def measure(args: argparse.Namespace, folder: Path, batch: int) -> dict[str, list[float]]:
     """Of every round, by engine, tokens per second; of `limit`, operations per second. All take turns."""
-    made = {
-        name: make(args, folder, batch) for name, make in ENGINES.items() if name in args.engines.split(",")
-    }
-    runs = {name: run for name, run in made.items() if run is not None}
-    clock = CLOCKS[args.clock]
+    context = multiprocessing.get_context("spawn")
     rng = np.random.default_rng(batch)
-    rates: dict[str, list[float]] = {name: [] for name in (*runs, LIMIT)}
-    product = matrix_product(args)
-    for round_number in range(-1, args.rounds):  # the first one compiles and warms up
-        # New prompts every round: nobody lives on a prefix that was seen before.
-        prompts = [tuple(map(int, row)) for row in rng.integers(0, args.vocab, (batch, args.prompt))]
-        for name, run in runs.items():
-            start = clock()
-            tokens = run(prompts)
-            if round_number >= 0:
-                rates[name].append(tokens / (clock() - start))
-        start = clock()
-        done = product()
-        if round_number >= 0:
-            rates[LIMIT].append(done / (clock() - start))
+    pipes: dict[str, Connection] = {}
+    processes = []
+    try:
+        for name in (*args.engines.split(","), LIMIT):
+            pipe, theirs = context.Pipe()
+            processes.append(context.Process(target=compete, args=(name, args, folder, batch, theirs)))
+            processes[-1].start()
+            theirs.close()  # a contestant that dies then ends our waiting
+            if pipe.recv():
+                pipes[name] = pipe
+        rates: dict[str, list[float]] = {name: [] for name in pipes}
+        for round_number in range(-1, args.rounds):  # the first one compiles and warms up
+            # New prompts every round: nobody lives on a prefix that was seen before.
+            prompts = [tuple(map(int, row)) for row in rng.integers(0, args.vocab, (batch, args.prompt))]
+            for name, pipe in pipes.items():
+                time.sleep(PAUSE)
+                pipe.send(prompts)
+                done, seconds = pipe.recv()
+                if round_number >= 0:
+                    rates[name].append(done / seconds)
+        for pipe in pipes.values():
+            pipe.send(None)
+    except BaseException:
+        for process in processes:
+            process.terminate()
+        raise
+    for process in processes:
+        process.join()
     return rates
 
 
@@ -206,7 +235,8 @@ def main() -> None:
         f"median of {args.rounds} rounds, {args.clock} time.\n"
     )
     print(
-        "| batch | engine | tokens/s | slowest to fastest round | native is faster by | of the limit |\n|--:|---|--:|--:|--:|--:|"
+        "| batch | engine | tokens/s | slowest to fastest round | native is faster by | of the limit |\n"
+        "|--:|---|--:|--:|--:|--:|"
     )
     for batch, rates in results.items():
         limits = rates.pop(LIMIT)
