@@ -4,6 +4,9 @@ A checkpoint holds named parts, each restorable alone: trees of (sharded) arrays
 It is written asynchronously and appears under its step's number only when it is whole.
 """
 
+import functools
+import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ class Checkpoints:
 
     def __init__(self, run: str | Path, *, keep: int | None = 2):
         self._folder = Path(run).absolute() / "checkpoints"
+        _quiet_failing_writers()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
@@ -75,6 +79,27 @@ class Checkpoints:
             raise UserError(
                 f"{self._folder}: the checkpoint could not be written ({reason}); free some space and start the same line again"
             ) from error
+
+
+@functools.cache
+def _quiet_failing_writers() -> None:
+    """Leaves a failed checkpoint to the one line that `Checkpoints` raises; once in a process.
+
+    Orbax logs a traceback for each writer, asyncio one for each task nobody awaited, and TensorStore's threads print one for
+    each write that ends after its event loop: hundreds of lines, some of them after the failure was raised.
+    """
+    previous = sys.unraisablehook
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and ("orbax" in record.pathname or "orbax" in record.getMessage()))
+
+    def hook(event: Any) -> None:
+        if str(event.exc_value) != "Event loop is closed":
+            previous(event)
+
+    logging.getLogger("absl").addFilter(keep)
+    logging.getLogger("asyncio").addFilter(keep)
+    sys.unraisablehook = hook
 
 
 def abstract(tree: Any, shardings: Any) -> Any:
