@@ -103,12 +103,16 @@ def _cast_and_cut(network: Network, state: nnx.State) -> RolloutWeights:
     )
 
 
-def _run(network: Network, weights: RolloutWeights, tokens, positions, run_attention: Callable, caches):
-    """Decoder and hidden states [rows, length, width] after the final norm, with every layer's new cache."""
+def _run(network: Network, weights: RolloutWeights, tokens, rope, run_attention: Callable, caches):
+    """Decoder and hidden states [rows, length, width] after the final norm, with every layer's new cache.
+
+    `rope` is a `rotation`, as a constant or from a loop's carry: sines and cosines that XLA's CPU backend may fuse, it computes
+    again in every layer for every head.
+    """
     graph, layer_graph = _graphs(network)
     # The first layer stands for the stack, which nothing below touches.
     decoder: Decoder = nnx.merge(graph, nnx.State({**weights.outer, "layers": weights.layers[0]}))
-    x, rope, new = decoder.embed(tokens), rotation(positions, network.config), []
+    x, new = decoder.embed(tokens), []
     for params, cache in zip(weights.layers, caches, strict=True):
         x, cache = nnx.merge(layer_graph, params)(x, rope, run_attention, cache)
         new.append(cache)
@@ -124,8 +128,10 @@ def prefill(network: Network, weights: RolloutWeights, tokens: Int[Array, "rows 
         same = jnp.zeros((rows, length), jnp.int32)
         return attend(q, k, v, same, implementation=network.compute.attention), as_blocks(k, v)
 
-    positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
-    return _run(network, weights, tokens, positions, run_attention, (None,) * network.config.num_layers)[2]
+    with jax.ensure_compile_time_eval():
+        positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
+        rope = rotation(positions, network.config)
+    return _run(network, weights, tokens, rope, run_attention, (None,) * network.config.num_layers)[2]
 
 
 class Rows(NamedTuple):
@@ -165,22 +171,23 @@ def decode(
     busy_at_start = jnp.sum(rows.left > 0)
     nowhere = room(cache)
 
+    def rope_of(rows: Rows):
+        return rotation(jnp.asarray(rows.position)[:, None], network.config)
+
     def more(carry):
         i, _, rows, *_ = carry
         busy = jnp.sum(rows.left > 0)
         return (i < steps) & (busy > 0) & (busy_at_start - busy < enough)
 
     def one(carry):
-        i, cache, rows, tokens, logprobs = carry
+        i, cache, rows, rope, tokens, logprobs = carry
         busy = rows.left > 0
         writes = jnp.where(busy, rows.position, nowhere)
 
         def run_attention(q, k, v, layer: LayerCache):
             return attend_to_cache(q, k, v, rows.position, writes, layer)
 
-        decoder, hidden, cache = _run(
-            network, weights, rows.token[:, None], rows.position[:, None], run_attention, cache
-        )
+        decoder, hidden, cache = _run(network, weights, rows.token[:, None], rope, run_attention, cache)
         hidden = hidden[:, 0]
         logits = jnp.matmul(hidden, decoder.unembed, preferred_element_type=jnp.float32)
         token, logprob = sample(logits, rows.step, sampling)
@@ -193,11 +200,12 @@ def decode(
         )
         tokens = tokens.at[:, i].set(token)
         logprobs = logprobs.at[:, i].set(logprob)
-        return i + 1, cache, rows, tokens, logprobs
+        return i + 1, cache, rows, rope_of(rows), tokens, logprobs
 
     shape = (rows.token.shape[0], steps)
-    start = (jnp.int32(0), cache, rows, jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
-    _, cache, after, tokens, logprobs = jax.lax.while_loop(more, one, start)
+    nothing = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
+    start = (jnp.int32(0), cache, rows, rope_of(rows), *nothing)
+    _, cache, after, _, tokens, logprobs = jax.lax.while_loop(more, one, start)
     cache = jax.tree.map(constrain_cache, cache)
     decoded = Decoded(tokens, logprobs, after.step - rows.step, after.left)
     return cache, jax.tree.map(replicated, decoded)  # every process of a mesh reads all of it
