@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from dcore_jax.errors import UserError
 
 _JSON = "data"
+_LOG_AND_RAISE = {"run", "_thread_func", "wait_until_finished"}  # functions of Orbax's writers
 
 
 class Checkpoints:
@@ -86,12 +87,15 @@ def _quiet_failing_writers() -> None:
     """Leaves a failed checkpoint to the one line that `Checkpoints` raises; once in a process.
 
     Orbax logs a traceback for each writer, asyncio one for each task nobody awaited, and TensorStore's threads print one for
-    each write that ends after its event loop: hundreds of lines, some of them after the failure was raised.
+    each write that ends after its event loop: hundreds of lines, some of them after the failure was raised. What Orbax logs and
+    does not raise, such as an old checkpoint that it cannot remove, stays.
     """
     previous = sys.unraisablehook
 
     def keep(record: logging.LogRecord) -> bool:
-        return not (record.exc_info and ("orbax" in record.pathname or "orbax" in record.getMessage()))
+        raised = "orbax" in record.pathname and record.funcName in _LOG_AND_RAISE
+        unawaited = record.name == "asyncio" and "orbax" in record.getMessage()
+        return not (record.exc_info and (raised or unawaited))
 
     def hook(event: Any) -> None:
         if str(event.exc_value) != "Event loop is closed":
