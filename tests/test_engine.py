@@ -311,6 +311,8 @@ def test_a_mesh_samples_what_one_device_samples(text, even):
     for block in jax.tree.leaves(engine._cache):
         assert block.sharding.is_equivalent_to(wanted, 4)
         assert block.addressable_shards[0].data.size * mesh.size == block.size
+    engine.update_weights(load_hf(folder), 2)  # of one device again, for a later version
+    assert [s.ids for s in engine.generate(requests)] == [s.ids for s in expected]
 
 
 def test_the_cache_is_written_in_place(model):
