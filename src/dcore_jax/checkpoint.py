@@ -7,6 +7,7 @@ It is written asynchronously and appears under its step's number only when it is
 import functools
 import logging
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dcore_jax.errors import UserError
 
 _JSON = "data"
 _LOG_AND_RAISE = {"run", "_thread_func", "wait_until_finished"}  # functions of Orbax's writers
+_WRITERS = "serialize|write|cancellable"  # in the names of their coroutines
 
 
 class Checkpoints:
@@ -86,23 +88,27 @@ class Checkpoints:
 def _quiet_failing_writers() -> None:
     """Leaves a failed checkpoint to the one line that `Checkpoints` raises; once in a process.
 
-    Orbax logs a traceback for each writer, asyncio one for each task nobody awaited, and TensorStore's threads print one for
-    each write that ends after its event loop: hundreds of lines, some of them after the failure was raised. What Orbax logs and
-    does not raise, such as an old checkpoint that it cannot remove, stays.
+    Orbax gathers its writers and closes their event loop at the first failure. Of the others each then says something on its
+    own, some of it after the failure was raised: Orbax logs a traceback per thread, asyncio one per task that nobody awaited,
+    Python warns of coroutines that never started, and TensorStore's threads print one for each write that outlives the loop.
+    What Orbax logs and does not raise, such as an old checkpoint that it cannot remove, stays.
     """
     previous = sys.unraisablehook
+    traceback = logging.Formatter().formatException
 
-    def keep(record: logging.LogRecord) -> bool:
-        raised = "orbax" in record.pathname and record.funcName in _LOG_AND_RAISE
-        unawaited = record.name == "asyncio" and "orbax" in record.getMessage()
-        return not (record.exc_info and (raised or unawaited))
+    def raised_too(record: logging.LogRecord) -> bool:
+        return bool(record.exc_info) and "orbax" in record.pathname and record.funcName in _LOG_AND_RAISE
+
+    def of_a_writer(record: logging.LogRecord) -> bool:
+        return "orbax" in record.getMessage() + (traceback(record.exc_info) if record.exc_info else "")
 
     def hook(event: Any) -> None:
         if str(event.exc_value) != "Event loop is closed":
             previous(event)
 
-    logging.getLogger("absl").addFilter(keep)
-    logging.getLogger("asyncio").addFilter(keep)
+    logging.getLogger("absl").addFilter(lambda record: not raised_too(record))
+    logging.getLogger("asyncio").addFilter(lambda record: not of_a_writer(record))
+    warnings.filterwarnings("ignore", f"coroutine '.*({_WRITERS}).*' was never awaited", RuntimeWarning)
     sys.unraisablehook = hook
 
 
