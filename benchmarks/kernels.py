@@ -7,19 +7,15 @@ is the case of interest.
 """
 
 import argparse
-import datetime
-import os
-import platform
 import statistics
-import sys
 import time
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 
 from dcore_jax.kernels import cross_entropy, logprobs_and_entropy
+from heading import heading
 
 
 class Case(NamedTuple):
@@ -33,10 +29,9 @@ class Case(NamedTuple):
 def main() -> None:
     """Parse the command line, measure every case, print the two tables."""
     options = parse()
-    print(
-        f"{machine()}  \nPython {platform.python_version()}, jax {jax.__version__}, jaxlib {jaxlib.__version__}  "
-    )
-    print(f"{datetime.date.today()}, `python {' '.join(sys.argv)}`\n")
+    device = jax.devices()[0]
+    accelerator = None if device.platform == "cpu" else f"{device.device_kind} x {jax.device_count()}"
+    print(heading(["jax", "jaxlib"], accelerator))
     cases = [
         Case(function, implementation, share)
         for function, shares in (("logprobs_and_entropy", [1.0]), ("cross_entropy", [1.0, options.share]))
@@ -63,16 +58,6 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=5)
     return parser.parse_args()
-
-
-def machine() -> str:
-    """The device, and on a CPU its cores."""
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        return f"{device.device_kind} x {jax.device_count()}"
-    with open("/proc/cpuinfo") as lines:
-        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "CPU")
-    return f"{name}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
 
 
 def program(case: Case, tokens: int, options: argparse.Namespace):

@@ -13,8 +13,6 @@ Prints Markdown and writes `rl_toolworld.png`.
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from heading import heading
 
 REPOSITORY = Path(__file__).parents[1]
 WINDOW = 5  # steps at either end of a run that are averaged
@@ -57,11 +57,8 @@ def main() -> None:
         options = [*small.format(STILL_STEPS).split(), *keep.split(), *alone.split()]
         train(folder, *config, "--algorithm", algorithm, "--seed", str(seed), *options)
 
-    print(
-        f"\n{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; "
-        f"{time.perf_counter() - started:,.0f} s for the runs that were not there yet\n"
-    )
-    print(f"`python benchmarks/rl_toolworld.py {' '.join(sys.argv[1:])}`\n".replace(" `", "`"))
+    print("\n" + heading(["jax", "flax"]))
+    print(f"{time.perf_counter() - started:,.0f} s for the runs that were not there yet\n")
     print(gains(runs))
     moved = {key: distances(folder, model) for key, folder in still.items()}
     print(movements(moved, still))

@@ -12,11 +12,8 @@ On a GPU, a model of Qwen3-1.7B's shape with its MFU: `--cases full-152k --dtype
 
 import argparse
 import contextlib
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -30,6 +27,7 @@ import transformers
 from dcore_jax.metrics import peak_flops
 from dcore_jax.models import Compute, ModelConfig, model_config_from_hf
 from dcore_jax.weights import export_decoder, new_decoder
+from heading import heading, version
 from sft_batches import Case, Work, write_full_rows, write_records
 
 HERE = Path(__file__).parent
@@ -47,10 +45,7 @@ CASES = (
 def main() -> None:
     args = parse()
     jax.config.update("jax_platforms", "cpu")  # here; an accelerator belongs to the contestants
-    print(f"{processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}  ")
-    packages = ("jax", "jaxlib", "flax", "torch", "transformers")
-    print(f"Python {platform.python_version()}" + "".join(f", {p} {version(p)}" for p in packages) + "  ")
-    print(f"{datetime.date.today()}, `python benchmarks/sft.py {' '.join(sys.argv[1:])}`")
+    print(heading(["jax", "jaxlib", "flax", "torch", "transformers"]))
     for case in CASES:
         if case.name in args.cases.split(","):
             with tempfile.TemporaryDirectory() as folder:
@@ -101,7 +96,7 @@ def run_case(case: Case, args: argparse.Namespace, folder: Path) -> None:
     }
     print()
     chosen = ["limit", *args.contestants.split(",")]
-    if "torch" in chosen and version("torch") == "none":
+    if "torch" in chosen and version("torch") is None:
         chosen.remove("torch")
         print("torch: left out, not installed here  ")
     if "tunix" in chosen and not Path(args.tunix_python).is_file():
@@ -255,21 +250,6 @@ def free_memory() -> int:
     """Bytes that new processes may take without anybody's loss."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-
-
-def version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

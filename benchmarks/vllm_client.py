@@ -9,11 +9,7 @@ rounds' ratios. The stub answers after a fixed delay, as an engine that is busy 
 
 import argparse
 import asyncio
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -28,6 +24,7 @@ from dcore_jax.engines.vllm.engine import ServerEngine
 from dcore_jax.engines.vllm.pool import Limits
 from dcore_jax.engines.vllm.server import OwnServer, ServerPlan
 from dcore_jax.models import ModelConfig
+from heading import heading
 
 STUB = Path(__file__).parents[1] / "tests" / "stub_vllm_server.py"
 VOCAB = 131
@@ -98,12 +95,7 @@ def main() -> None:
     asked = [
         Request(tuple((i + j) % VOCAB for j in range(args.prompt)), sampling, i) for i in range(args.requests)
     ]
-    today = datetime.date.today().isoformat()
-    versions = f"aiohttp {importlib.metadata.version('aiohttp')}, Python {platform.python_version()}"
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {versions}, {today}\n"
-    )
-    print(f"`python benchmarks/vllm_client.py {' '.join(sys.argv[1:])}`\n")
+    print(heading(["aiohttp"]))
     print(f"{args.requests} requests of {args.prompt} + {args.new} tokens, {args.concurrent} at a time\n")
     print("| answer takes | bare client | this client | share | rounds |\n|--:|--:|--:|--:|--:|")
     with tempfile.TemporaryDirectory() as folder:

@@ -100,6 +100,18 @@ class Question:
         return Sample(self.request.id, self.request.prompt_ids, ids, logprobs, reason, version)
 
 
+def tally(sample: Sample) -> dict[str, int]:
+    """What a finished sample adds to the fields of EngineStats."""
+    prompt = len(sample.prompt_ids)
+    return {
+        "requests": 1,
+        "prompt_tokens": prompt,
+        "prefilled_tokens": 0 if sample.finish_reason == "overlong" else prompt,
+        "generated_tokens": len(sample.ids),
+        sample.finish_reason: 1,
+    }
+
+
 def overlong(request: Request, version: int) -> Sample:
     """The sample of a prompt that leaves no room."""
     return Sample(request.id, request.prompt_ids, (), (), "overlong", version)

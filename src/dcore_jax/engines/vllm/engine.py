@@ -16,7 +16,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from dcore_jax.engines.engine import EngineStats, Request, Sample, check_request
-from dcore_jax.engines.vllm.answers import Question, overlong
+from dcore_jax.engines.vllm.answers import Question, overlong, tally
 from dcore_jax.engines.vllm.bridge import Batch, Bridge, Job
 from dcore_jax.engines.vllm.canary import Canary, Reference, coarser, reference_function
 from dcore_jax.engines.vllm.client import Client
@@ -236,13 +236,7 @@ class ServerEngine:
         return lambda: self._client.ask(question, self._version, weights)
 
     def _count(self, sample: Sample) -> Sample:
-        self._counts["requests"] += 1
-        self._counts["prompt_tokens"] += len(sample.prompt_ids)
-        self._counts["generated_tokens"] += len(sample.ids)
-        self._counts["prefilled_tokens"] += (
-            0 if sample.finish_reason == "overlong" else len(sample.prompt_ids)
-        )
-        self._counts[sample.finish_reason] += 1
+        self._counts.update(tally(sample))
         return sample
 
     def _decoder(self, weights: Decoder | nnx.State) -> Decoder:

@@ -12,7 +12,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from dcore_jax.engines.engine import EngineStats, Request, Sample, check_request
-from dcore_jax.engines.vllm.answers import BadAnswer, Question, overlong
+from dcore_jax.engines.vllm.answers import BadAnswer, Question, overlong, tally
 from dcore_jax.engines.vllm.canary import Canary, Reference, Seen, check_canary, coarser, reference_function
 from dcore_jax.engines.vllm.server import CPU_ENVIRONMENT, EXTENSION, has_cuda
 from dcore_jax.engines.vllm.sync import check_coverage, expected_tensors
@@ -221,13 +221,7 @@ class InProcessEngine:
         return finished
 
     def _count(self, sample: Sample) -> Sample:
-        self._counts["requests"] += 1
-        self._counts["prompt_tokens"] += len(sample.prompt_ids)
-        self._counts["generated_tokens"] += len(sample.ids)
-        self._counts["prefilled_tokens"] += (
-            0 if sample.finish_reason == "overlong" else len(sample.prompt_ids)
-        )
-        self._counts[sample.finish_reason] += 1
+        self._counts.update(tally(sample))
         return sample
 
     def _rest(self) -> None:
