@@ -64,6 +64,18 @@ def items(query, names=("tide.table",)):
         },
         "chat": {"messages": [user(query)], "tools": [tool(name) for name in names]},
         "query": {"query": query, "tools": functions},
+        "bare question": {**bfcl, "question": query},
+        "question and function as text": {
+            **bfcl,
+            "question": json.dumps(bfcl["question"]),
+            "function": json.dumps(functions),
+        },
+        "chat, tools as text": {"messages": [user(query)], "tools": json.dumps(list(map(tool, names)))},
+        "corpus.parquet": {
+            "messages": json.dumps([user(query)]),
+            "tools": json.dumps(list(map(tool, names))),
+        },
+        "xlam": {"query": query, "answers": "[]", "tools": json.dumps(functions)},
     }
 
 
@@ -118,6 +130,13 @@ def test_what_is_left_out_is_counted_and_the_rest_keeps_its_order(tmp_path):
         {"question": [[{"role": "system", "content": "x"}]]},
         [1],
         {"messages": []},
+        {"messages": SHORT_QUERY},
+        {"messages": [SHORT_QUERY]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": SHORT_QUERY}]}]},
+        {"query": SHORT_QUERY, "tools": "tide.table"},
+        {"query": SHORT_QUERY, "tools": ["tide.table"]},
+        {"query": SHORT_QUERY, "tools": [{"name": None}]},
+        {"question": SHORT_QUERY, "path": "Harbour.table"},
     ],
 )
 def test_an_item_that_cannot_be_guarded_against_stops_the_run(tmp_path, row):

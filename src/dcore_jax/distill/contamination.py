@@ -6,9 +6,11 @@ the tools (Hammer's masked records rename them). Texts are compared in lower cas
 alone, names of tools too.
 """
 
+import contextlib
+import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +55,8 @@ def read_benchmarks(paths: Iterable[str | Path]) -> Guard:
     """The guard for benchmark files: BFCL's questions or its score files, API-Bank's items, or chat records.
 
     A row is told by its fields: `question` and `function` (also inside `prompt`), `system` and `user`, `messages`
-    and `tools`, `query` and `tools`. Raises `UserError` at the first row that is none of these: an item that
-    cannot be read would not be guarded against.
+    and `tools`, `query` and `tools`; messages and tools may be JSON text. Raises `UserError` at the first row that
+    is none of these: an item that cannot be read would not be guarded against.
     """
     tools_by_query: dict[str, frozenset[str]] = {}
     items = 0
@@ -97,14 +99,14 @@ def _item(row: Any) -> tuple[list[str], frozenset[str]]:
     if isinstance(row.get("prompt"), dict):
         row = row["prompt"]
     if "question" in row:
+        queries = _question(row["question"])
         # BFCL's multi-turn items name no functions, but the classes that hold them.
-        queries = list(_user_texts(row["question"]))
-        names = [*_names(row.get("function")), *(name.split(".")[-1] for name in row.get("path") or ())]
+        names = [*_names(row.get("function")), *_last_names(row.get("path"))]
     elif isinstance(row.get("system"), str) and isinstance(row.get("user"), str):
         queries = [message.text for message in dialogue_messages(row["user"]) if message.role == "user"]
         names = _LISTED_TOOL.findall(row["system"])
     elif "messages" in row:
-        queries, names = list(_user_texts(row["messages"])), _names(row.get("tools"))
+        queries, names = _user_texts(row["messages"]), _names(row.get("tools"))
     elif isinstance(row.get("query"), str):
         queries, names = [row["query"]], _names(row.get("tools"))
     else:
@@ -114,22 +116,56 @@ def _item(row: Any) -> tuple[list[str], frozenset[str]]:
     return queries, frozenset(map(_normalised, names))
 
 
-def _user_texts(value: Any) -> Iterator[str]:
-    """The user messages of a text, a message, or lists of them to any depth that JSON can be read at."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        if value.get("role") == "user" and isinstance(value.get("content"), str):
-            yield value["content"]
-    elif isinstance(value, list):
-        for item in value:
-            yield from _user_texts(item)
+def _question(value: Any) -> list[str]:
+    """BFCL's question: messages, or in its first files the bare text."""
+    if not isinstance(value, str):
+        return _user_texts(value)
+    with contextlib.suppress(ValueError, RecursionError):
+        if isinstance(messages := json.loads(value), list):
+            return _user_texts(messages)
+    return [value]
+
+
+def _user_texts(value: Any) -> list[str]:
+    """The user messages of a message, of lists of them to any depth that JSON can be read at, or of their JSON text."""
+    value = _decoded(value, "messages")
+    if isinstance(value, list):
+        return [text for item in value for text in _user_texts(item)]
+    if not isinstance(value, dict):
+        raise Malformed("messages that are no objects")
+    if value.get("role") != "user":
+        return []
+    if not isinstance(value.get("content"), str):
+        raise Malformed("a message of a user without text")
+    return [value["content"]]
 
 
 def _names(tools: Any) -> list[str]:
-    listed = tools if isinstance(tools, list) else [tools]
-    functions = [tool.get("function", tool) for tool in listed if isinstance(tool, dict)]
-    return [function["name"] for function in functions if isinstance(function, dict) and "name" in function]
+    """The names of a list of tools, of one tool, or of their JSON text; none of None."""
+    tools = _decoded(tools, "tools")
+    if tools is None:
+        return []
+    listed = [_decoded(tool, "a tool") for tool in (tools if isinstance(tools, list) else [tools])]
+    functions = [tool.get("function", tool) if isinstance(tool, dict) else None for tool in listed]
+    names = [function.get("name") if isinstance(function, dict) else None for function in functions]
+    if not all(isinstance(name, str) for name in names):
+        raise Malformed("a tool without a name")
+    return names
+
+
+def _last_names(path: Any) -> list[str]:
+    if not isinstance(path, list | None) or not all(isinstance(name, str) for name in path or ()):
+        raise Malformed("path is no list of names")
+    return [name.split(".")[-1] for name in path or ()]
+
+
+def _decoded(value: Any, name: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise Malformed(f"{name}: text that is not JSON") from None
 
 
 def _normalised(text: str) -> str:
