@@ -4,7 +4,7 @@ Everything here is float64 NumPy written as loops over responses and tokens, apa
 advantages to a loss, and gradients by central differences. Tests compare the library's float32 steps with it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,6 +20,7 @@ class Rollouts:
     tokens: np.ndarray  # [responses, tokens]
     lengths: np.ndarray
     rewards: np.ndarray
+    correct: np.ndarray  # of booleans; not always what the reward's sign says
     groups: np.ndarray
     regions: np.ndarray  # [responses, tokens]
     old: np.ndarray  # [4, 3] logits
@@ -30,18 +31,28 @@ class Rollouts:
         return np.arange(self.tokens.shape[1]) < self.lengths[:, None]
 
 
-def sample_rollouts(seed: int, responses: int = 8, length: int = 5) -> Rollouts:
-    """Two groups with reward variance and two without (one right, one wrong), responses of 1 to `length` tokens."""
+def sample_rollouts(seed: int, length: int = 5) -> Rollouts:
+    """Two groups with reward variance, one of them with a response at its mean, and two without (one in part right, one
+    wrong); responses of 1 to `length` tokens."""
     rng = np.random.default_rng(seed)
-    rewards = np.array([1.0, -1.0, 0.5, 3.0, 2.0, 2.0, -3.0, -3.0])[:responses]
-    return Rollouts(
-        tokens=rng.integers(0, VOCABULARY, (responses, length)),
-        lengths=rng.integers(1, length + 1, responses),
-        rewards=rewards,
-        groups=np.array([0, 0, 1, 1, 2, 2, 3, 3])[:responses],
-        regions=rng.integers(0, 5, (responses, length)),
+    rollouts = Rollouts(
+        tokens=rng.integers(0, VOCABULARY, (8, length)),
+        lengths=rng.integers(1, length + 1, 8),
+        rewards=np.array([1.0, -1.0, 0.5, 3.0, 2.0, 2.0, -3.0, -3.0]),
+        correct=np.array([1, 0, 0, 1, 1, 0, 0, 0], bool),
+        groups=np.array([0, 0, 1, 1, 2, 2, 3, 3]),
+        regions=rng.integers(0, 5, (8, length)),
         old=rng.normal(size=(VOCABULARY + 1, VOCABULARY)),
         reference=rng.normal(size=(VOCABULARY + 1, VOCABULARY)),
+    )
+    return replace(
+        rollouts,
+        tokens=np.vstack([rollouts.tokens, rng.integers(0, VOCABULARY, length)]),
+        lengths=np.append(rollouts.lengths, length),
+        rewards=np.append(rollouts.rewards, 1.75),
+        correct=np.append(rollouts.correct, False),
+        groups=np.append(rollouts.groups, 1),
+        regions=np.vstack([rollouts.regions, rng.integers(0, 5, length)]),
     )
 
 
@@ -64,7 +75,7 @@ def token_entropies(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 
 
 def advantages(rollouts: Rollouts, kind: str, scale: float) -> np.ndarray:
-    """GRPO, Dr.GRPO, DA-GRPO or RL-ZVP, one token at a time."""
+    """GRPO, Dr.GRPO, DA-GRPO or RL-ZVP (the paper's, or the release's by the reward's sign), one token at a time."""
     entropy = token_entropies(rollouts.old, rollouts.tokens)
     out = np.zeros(rollouts.tokens.shape)
     for i, (reward, group) in enumerate(zip(rollouts.rewards, rollouts.groups)):
@@ -74,8 +85,10 @@ def advantages(rollouts: Rollouts, kind: str, scale: float) -> np.ndarray:
             out[i, t] = centred if kind == "dr_grpo" else centred / (members.std(ddof=1) + 1e-6)
             if kind == "da_grpo" and centred == 0:
                 out[i, t] = scale * min(ALPHA * entropy[i, t], DELTA)
+            highest = entropy[i, : rollouts.lengths[i]].max()
             if kind == "rl_zvp" and np.ptp(members) == 0:
-                highest = entropy[i, : rollouts.lengths[i]].max()
+                out[i, t] = scale * ALPHA * (entropy[i, t] - (0 if rollouts.correct[i] else highest))
+            if kind == "rl_zvp_release" and centred == 0:
                 out[i, t] = scale * ALPHA * (entropy[i, t] - (0 if reward > 0 else highest))
     return out
 

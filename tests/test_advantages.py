@@ -165,8 +165,14 @@ def test_rl_zvp_raises_correct_and_lowers_wrong_responses_where_rewards_are_equa
     np.testing.assert_allclose(got[4:, 0], [-1, 0, 1], atol=1e-5)
     np.testing.assert_allclose(rl_zvp(rewards, groups, entropy, mask, scale=2.0)[0], 2 * got[0], atol=1e-6)
     np.testing.assert_allclose(
-        rl_zvp(rewards, groups, entropy, mask, correct_above=1.5)[0], [-0.3, 0, -0.2, 0], atol=1e-6
-    )
+        got[5], 0, atol=1e-5
+    )  # at the mean of a group that varies: GRPO's, unless told otherwise
+    everywhere = adv.rl_zvp(rewards, groups, entropy, mask, trigger="zero")
+    np.testing.assert_allclose(everywhere[5], [0.1, 0.4, 0.2, 0], atol=1e-6)
+    # What is right is not always what earns more than 0.
+    judged = rl_zvp(rewards, groups, entropy, mask, correct=np.array([False, True, True] + [False] * 4))
+    np.testing.assert_allclose(judged[0], [-0.3, 0, -0.2, 0], atol=1e-6)
+    np.testing.assert_allclose(judged[1:3], [[0.1, 0.4, 0.2, 0]] * 2, atol=1e-6)
 
 
 def test_entropy_sources_select_their_arrays_and_carry_no_gradient():
@@ -184,7 +190,7 @@ def test_entropy_sources_select_their_arrays_and_carry_no_gradient():
 
 def test_unknown_words_are_told_apart_in_one_line():
     rewards, groups, ones = np.ones(1), np.zeros(1, np.int32), np.ones((1, 2), np.float32)
-    with pytest.raises(UserError, match="trigger 'never' is unknown; choose one of zero, below"):
+    with pytest.raises(UserError, match="trigger 'never' is unknown; choose one of zero, group, below"):
         adv.da_grpo(rewards, groups, ones, ones, trigger="never")
     with pytest.raises(UserError, match="entropy source 'new' is unknown"):
         adv.select_entropy("new", old=ones)

@@ -100,6 +100,36 @@ def test_entropy_based_region_weights_start_from_the_regions_entropy():
     np.testing.assert_allclose(kept.token_weights, batch.token_weights, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["inverse", "collision"])
+def test_weights_from_entropies_move_from_the_first_step_however_certain_a_region_is(kind):
+    config = replace(algorithm_preset("rest"), region_weighting=kind)
+    regions = np.tile([Region.NAME, Region.FORMAT, Region.PARAMETERS], (4, 1))
+    entropy = np.tile(np.array([0.5, 1e-3, 0.4], np.float32), (4, 1))
+    found = []
+    for progress in (0, 1000):
+        batch = policy_batch(
+            config, REWARDS, GROUPS, MASK, OLD, old_entropy=entropy, regions=regions, progress=progress
+        )
+        found.append(np.asarray(batch.token_weights[0]))
+    start = np.array([1 / h if kind == "inverse" else 1 / (1 - np.exp(-h)) for h in (0.5, 1e-3, 0.4)])
+    start = np.clip(start, 0.001, 8)
+    later = start + np.array(
+        [0, -3.0, 3.0]
+    )  # 1,000 steps of 0.003: format falls from the bound, parameters rise
+    np.testing.assert_allclose(found[0], start / start.mean(), rtol=1e-5)
+    np.testing.assert_allclose(found[1], later / later.mean(), rtol=1e-5)
+
+
+def test_rl_zvp_needs_to_know_what_is_right():
+    config = replace(algorithm_preset("rl_zvp"), kl_coefficient=0.0)
+    with pytest.raises(UserError, match="needs correct"):
+        policy_batch(config, REWARDS, GROUPS, MASK, OLD, old_entropy=ENTROPY)
+    flat = np.array([1.0, 0.0, 1.0, 1.0])  # two wrong answers in the right format earn the same
+    wrong = np.array([True, False, False, False])
+    batch = policy_batch(config, flat, GROUPS, MASK, OLD, old_entropy=ENTROPY, correct=wrong)
+    assert np.all(np.asarray(batch.advantages[2:]) <= 0)
+
+
 def test_importance_weights_enter_the_batch_when_a_cap_is_set():
     config = replace(algorithm_preset("dapo"), importance_cap=2.0)
     engine = OLD - np.float32(np.log(1.5))

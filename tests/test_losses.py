@@ -44,12 +44,12 @@ EXPECTED = {
     ("rest", "paper"): {**TEXT, "kl": 0.0, "weights": [1.0, 0.95 - 0.3, 1.2, 0.8 + 0.3, 0.016 + 0.006]},
     ("rest", "release"): {**CODE, "kl": 0.0, "weights": [0, 1.0, 1.2, 0.8, 0.8], "aggregation": "weighted"},
     ("rl_zvp", "paper"): {**TEXT, "advantage": "rl_zvp"},
-    ("rl_zvp", "release"): {**CODE, "advantage": "rl_zvp", "scale": 2.0},
+    ("rl_zvp", "release"): {**CODE, "advantage": "rl_zvp_release", "scale": 2.0},
     ("kl_cov", "paper"): {"kl_cov": 0.002},
     ("kl_cov", "release"): {"kl_cov": 0.002},
 }
 MAX_LENGTH = 5
-PROGRESS = 100.0  # optimizer steps, for ResT's curriculum
+PROGRESS = 100.0  # training steps, for ResT's curriculum
 
 
 def rollout_batch(config, rollouts):
@@ -61,6 +61,7 @@ def rollout_batch(config, rollouts):
         rollouts.groups,
         rollouts.mask,
         old,
+        correct=rollouts.correct,
         old_entropy=hand.token_entropies(rollouts.old, rollouts.tokens),
         ref_logprobs=hand.token_logprobs(rollouts.reference, rollouts.tokens),
         regions=rollouts.regions,
@@ -139,7 +140,7 @@ def test_microbatches_add_up_to_the_whole(name, preset):
             jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch),
             denominator,
         )
-        for rows in (slice(0, 4), slice(4, 8))
+        for rows in (slice(0, 4), slice(4, 9))
     ]
     np.testing.assert_allclose(parts[0][0] + parts[1][0], whole[0], rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(parts[0][2] + parts[1][2], whole[2], rtol=1e-4, atol=1e-7)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Num, Shaped
 from dcore_jax.advantages.group_relative import Scalar, group_statistics, grpo, token_mask
 from dcore_jax.errors import UserError
 
-TRIGGERS = ("zero", "below")
+TRIGGERS = ("zero", "group", "below")
 ENTROPY_SOURCES = ("old", "current", "surprisal")
 
 
@@ -58,15 +58,16 @@ def entropy_triggered(
     zeta: Scalar = 1e-8,
     trigger: str = "zero",
 ) -> Bool[Array, "responses tokens"]:
-    """Which tokens take the entropy bonus in place of their GRPO advantage; False outside the mask.
+    """Which tokens take an entropy-shaped advantage in place of GRPO's; False outside the mask.
 
     `zero`: |R_i - mean| <= zeta, decided from the rewards (Eq. 20 and the released code, without its misses
-    on rounding residue). `below`: Eq. 6 as printed, A_i < zeta, which also replaces every negative advantage.
-    Raises `UserError` for another name.
+    on rounding residue). `group`: that holds for every response of the group (RL-ZVP). `below`: Eq. 6 as
+    printed, A_i < zeta, which also replaces every negative advantage. Raises `UserError` for another name.
     """
-    if trigger == "zero":
-        response = jnp.abs(group_statistics(rewards, groups).deviation) <= zeta
-        return response[:, None] & token_mask(mask)
+    if trigger in ("zero", "group"):
+        statistics = group_statistics(rewards, groups)
+        distance = jnp.abs(statistics.deviation) if trigger == "zero" else statistics.spread
+        return (distance <= zeta)[:, None] & token_mask(mask)
     if trigger == "below":
         return (grpo(rewards, groups, mask) < zeta) & token_mask(mask)
     raise UserError(f"trigger {trigger!r} is unknown; choose one of {', '.join(TRIGGERS)}")
@@ -100,24 +101,26 @@ def rl_zvp(
     entropy: Float[Array | np.ndarray, "responses tokens"],
     mask: Shaped[Array | np.ndarray, "responses tokens"],
     *,
+    correct: Bool[Array | np.ndarray, "responses"] | None = None,
     alpha: Scalar = 0.1,
     scale: Scalar = 1.0,
     zeta: Scalar = 1e-8,
-    correct_above: Scalar = 0.0,
+    trigger: str = "group",
 ) -> Float[Array, "responses tokens"]:
     """RL-ZVP (2509.21880): GRPO, and in groups whose rewards are all equal an advantage shaped by entropy.
 
-    A response counts as correct when its reward is above `correct_above` (the released code: above 0).
-    Correct responses get `+alpha * H_t`, wrong ones `alpha * (H_t - max over the response of H)`, times
-    `scale` (2 in the released code, by the same aliasing as DA-GRPO). The entropy is detached; the result is
-    0 outside `mask`.
+    `correct` says which responses are right; without it those with a reward above 0, as in the released code,
+    which is wrong for rewards that never fall below 0. Correct responses get `+alpha * H_t`, wrong ones
+    `alpha * (H_t - max over the response of H)`, times `scale` (2 in the released code, by the same aliasing
+    as DA-GRPO). `trigger="zero"` does this for every response at its group's mean, as the released code does.
+    The entropy is detached; the result is 0 outside `mask`. Raises `UserError` for an unknown trigger.
     """
-    rewards = jnp.asarray(rewards, jnp.float32)
+    right = jnp.asarray(rewards) > 0 if correct is None else jnp.asarray(correct)
     inside = token_mask(mask)
     entropy = jnp.where(inside, jax.lax.stop_gradient(jnp.asarray(entropy, jnp.float32)), -jnp.inf)
     highest = jnp.max(entropy, axis=1, keepdims=True, initial=-jnp.inf)
     entropy = jnp.where(inside, entropy, 0.0)
     wrong = entropy - jnp.where(jnp.isfinite(highest), highest, 0.0)
-    shaped = scale * alpha * jnp.where(rewards[:, None] > correct_above, entropy, wrong)
-    no_variance = group_statistics(rewards, groups).spread <= zeta
-    return jnp.where(inside & no_variance[:, None], shaped, grpo(rewards, groups, mask))
+    shaped = scale * alpha * jnp.where(right[:, None], entropy, wrong)
+    replaced = entropy_triggered(rewards, groups, mask, zeta=zeta, trigger=trigger)
+    return jnp.where(replaced, shaped, grpo(rewards, groups, mask))

@@ -70,19 +70,22 @@ def rest_weights(
 ) -> Float[Array, "responses tokens"]:
     """Every token's weight (ResT Eq. 16-19): its region's `initial + rate * progress`, clipped and normalised.
 
-    A rise stops at the region's ceiling: `min(initial + rate * progress, max(ceiling, initial))`.
+    `initial` is clipped to `[weight_min, weight_max]` too, so that a weight from above the range begins to fall
+    at once. A rise stops at the region's ceiling: `min(initial + rate * progress, max(ceiling, initial))`.
 
     `rates` are signed: format falls, parameters and thinking rise, names stay. `progress` is in the unit that
-    the rates are given for; the authors' code counts optimizer steps. Weights are clipped to `[weight_min,
+    the rates are given for; the authors' code counts training steps. Weights are clipped to `[weight_min,
     weight_max]`, then divided by their mean over the response's masked tokens of positive weight, so that
     mean is 1. A region whose initial weight is 0 is left out: its tokens weigh 0 and do not count in the
     mean. 0 outside `mask`.
     """
     start = jnp.asarray(initial.table() if isinstance(initial, RegionValues) else initial, jnp.float32)
+    left_out = start <= 0
+    start = jnp.clip(start, weight_min, weight_max)
     moved = start + jnp.asarray(rates.table(), jnp.float32) * progress
     # A ceiling stops a rise; it does not cut down a weight that starts above it.
     moved = jnp.minimum(moved, jnp.maximum(jnp.asarray(ceilings.table(), jnp.float32), start))
-    by_region = jnp.where(start > 0, jnp.clip(moved, weight_min, weight_max), 0.0)
+    by_region = jnp.where(left_out, 0.0, jnp.clip(moved, weight_min, weight_max))
     weights = jnp.where(token_mask(mask), by_region[jnp.asarray(regions)], 0.0)
     counted = jnp.sum(weights > 0, axis=1, keepdims=True)
     mean = jnp.sum(weights, axis=1, keepdims=True) / jnp.maximum(counted, 1)

@@ -20,7 +20,7 @@ class PolicyBatch(NamedTuple):
     mask: Bool[Array, "responses tokens"]
     old_logprobs: Float[Array, "responses tokens"]
     advantages: Float[Array, "responses tokens"]
-    replaced: Bool[Array, "responses tokens"]  # tokens whose advantage is an entropy bonus (DA-GRPO)
+    replaced: Bool[Array, "responses tokens"]  # tokens whose advantage is shaped by entropy (DA-GRPO, RL-ZVP)
     ref_logprobs: Float[Array, "responses tokens"] | None
     token_weights: Float[Array, "responses tokens"] | None  # ResT
     importance_weights: Float[Array, "responses tokens"] | None  # against the engine
@@ -34,6 +34,7 @@ def policy_batch(
     mask: Shaped[Array | np.ndarray, "responses tokens"],
     old_logprobs: Float[Array | np.ndarray, "responses tokens"],
     *,
+    correct: Bool[Array | np.ndarray, "responses"] | None = None,
     old_entropy: Float[Array | np.ndarray, "responses tokens"] | None = None,
     ref_logprobs: Float[Array | np.ndarray, "responses tokens"] | None = None,
     engine_logprobs: Float[Array | np.ndarray, "responses tokens"] | None = None,
@@ -43,8 +44,9 @@ def policy_batch(
 ) -> PolicyBatch:
     """Advantages, weights and selections of a whole step's rollouts, as `config` says.
 
-    `rewards` come with any overlong penalty already added. Entropies are in nats. `progress` counts optimizer
-    steps (ResT). `region_entropy` are the mean entropies that `inverse` and `collision` start from, to be
+    `rewards` come with any overlong penalty already added. `correct` marks the responses with exactly the
+    reference's calls (RL-ZVP). Entropies are in nats. `progress` counts training steps (ResT), which may hold
+    several updates. `region_entropy` are the mean entropies that `inverse` and `collision` start from, to be
     kept from the first step on; taken from this batch when not given. With `entropy_source="current"` the
     tokens to replace are marked and `policy_batch_loss` fills in the bonus. Raises `UserError` for an input
     that the config needs and lacks.
@@ -53,11 +55,15 @@ def policy_batch(
     old_logprobs = jnp.asarray(old_logprobs, jnp.float32)
     if config.needs_old_entropy and old_entropy is None:
         raise UserError("the algorithm needs old_entropy, the entropies of the policy that sampled")
+    if config.needs_correct and correct is None:
+        raise UserError(
+            "rl_zvp needs correct, the responses that are right; give them or choose correct=reward"
+        )
     if config.needs_reference and ref_logprobs is None:
         raise UserError(
             f"kl_coefficient {config.kl_coefficient} needs ref_logprobs; give them or set it to 0"
         )
-    values, replaced = _advantages(config, rewards, groups, inside, old_logprobs, old_entropy)
+    values, replaced = _advantages(config, rewards, groups, inside, old_logprobs, old_entropy, correct)
 
     token_weights = importance_weights = penalised = None
     if config.needs_regions:
@@ -79,21 +85,29 @@ def policy_batch(
 
 
 def _advantages(
-    config: AlgorithmConfig, rewards, groups, inside, old_logprobs, old_entropy
+    config: AlgorithmConfig, rewards, groups, inside, old_logprobs, old_entropy, correct
 ) -> tuple[Array, Array]:
-    """The advantage of every token, and which of them are entropy bonuses."""
+    """The advantage of every token, and which of them are shaped by entropy."""
     nowhere = jnp.zeros_like(inside)
     if config.advantage == "dr_grpo":
         return adv.dr_grpo(rewards, groups, inside), nowhere
     values = adv.grpo(rewards, groups, inside)
     if config.advantage == "grpo":
         return values, nowhere
+    replaced = adv.entropy_triggered(rewards, groups, inside, zeta=config.zeta, trigger=config.trigger)
     if config.advantage == "rl_zvp":
         values = adv.rl_zvp(
-            rewards, groups, old_entropy, inside, alpha=config.alpha, scale=config.scale, zeta=config.zeta
+            rewards,
+            groups,
+            old_entropy,
+            inside,
+            correct=correct if config.correct == "calls" else None,
+            alpha=config.alpha,
+            scale=config.scale,
+            zeta=config.zeta,
+            trigger=config.trigger,
         )
-        return values, inside & (adv.group_statistics(rewards, groups).spread <= config.zeta)[:, None]
-    replaced = adv.entropy_triggered(rewards, groups, inside, zeta=config.zeta, trigger=config.trigger)
+        return values, replaced
     if config.entropy_source == "current":
         return values, replaced
     entropy = adv.select_entropy(config.entropy_source, old=old_entropy, old_logprobs=old_logprobs)
@@ -103,18 +117,22 @@ def _advantages(
 
 def _region_weights(config: AlgorithmConfig, regions, inside, old_entropy, region_entropy, progress) -> Array:
     initial: RegionValues | Array = config.region_weights
+    ceilings = config.region_ceilings
     if config.region_weighting != "fixed":
         if region_entropy is None:
             region_entropy = adv.region_entropy(old_entropy, regions, inside).mean()
         by_entropy = adv.entropy_region_weights(region_entropy, kind=config.region_weighting)
         # Entropy says nothing about text that is no region: it keeps the weight of the table.
         initial = by_entropy.at[Region.OUTSIDE].set(config.region_weights.outside)
+        ceilings = RegionValues(
+            *[config.weight_max] * len(Region)
+        )  # the table's are below most of these starts
     return adv.rest_weights(
         regions,
         inside,
         initial=initial,
         rates=config.region_rates,
-        ceilings=config.region_ceilings,
+        ceilings=ceilings,
         progress=progress,
         weight_min=config.weight_min,
         weight_max=config.weight_max,

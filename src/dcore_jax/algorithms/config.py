@@ -34,8 +34,11 @@ class AlgorithmConfig:
     scale: float = 1.0
     # Rewards this close to their group's mean count as equal: D-CORE Eq. 6's zeta, a rounding tolerance.
     zeta: float = 1e-8
-    # zero: D-CORE Eq. 20 and the released code; below: Eq. 6 as printed.
-    trigger: Literal["zero", "below"] = "zero"
+    # Which responses: zero, at their group's mean (D-CORE Eq. 20, released code); group, without variance (2509.21880);
+    # below, D-CORE's Eq. 6 as printed.
+    trigger: Literal["zero", "group", "below"] = "zero"
+    # RL-ZVP's correct responses: those with exactly the reference's calls, or with a reward above 0 (release).
+    correct: Literal["calls", "reward"] = "calls"
     # Whose entropy: of the sampling policy (release), of the updated policy, -log pi_old (Theorem A.2).
     entropy_source: Literal["old", "current", "surprisal"] = "old"
 
@@ -76,9 +79,10 @@ class AlgorithmConfig:
     region_weighting: Literal["none", "fixed", "inverse", "collision"] = "none"
     # Table of initial weights: ResT Table F.1 (Qwen3); the release runs Table F.2 (Llama) for every model.
     region_weights: RegionValues = _QWEN3_WEIGHTS
-    # Change per optimizer step: ResT Table F.1's alpha_f = alpha_p = 0.003 and alpha_t = 6e-5.
+    # Change per training step: ResT Table F.1's alpha_f = alpha_p = 0.003 and alpha_t = 6e-5.
     region_rates: RegionValues = _QWEN3_RATES
-    # Where a rise ends: at the name's weight, thinking at 1 (release); the text gives no ceilings.
+    # Where a rise of the fixed table ends: at the name's weight, thinking at 1 (release); the text gives no ceilings, and
+    # weights from entropies rise to weight_max.
     region_ceilings: RegionValues = _CEILINGS
     # Weights are clipped before they are normalised: from 0.001 in the release.
     weight_min: float = 0.001
@@ -96,6 +100,11 @@ class AlgorithmConfig:
     def needs_regions(self) -> bool:
         """Whether the loss needs the region of every token."""
         return self.region_weighting != "none"
+
+    @property
+    def needs_correct(self) -> bool:
+        """Whether the advantages need to know which responses are right."""
+        return self.advantage == "rl_zvp" and self.correct == "calls"
 
     @property
     def needs_old_entropy(self) -> bool:
@@ -141,8 +150,8 @@ def _presets() -> dict[tuple[str, str], AlgorithmConfig]:
             region_rates=RegionValues(parameters=0.002, thinking=0.002),
             region_rules=RELEASE_RULES,
         ),
-        ("rl_zvp", "paper"): replace(paper, advantage="rl_zvp"),
-        ("rl_zvp", "release"): replace(release, advantage="rl_zvp", scale=2.0),
+        ("rl_zvp", "paper"): replace(paper, advantage="rl_zvp", trigger="group"),
+        ("rl_zvp", "release"): replace(release, advantage="rl_zvp", scale=2.0, correct="reward"),
         ("kl_cov", "paper"): kl_cov,
         ("kl_cov", "release"): kl_cov,
     }

@@ -11,7 +11,7 @@ from dcore_jax.rewards.matching import accuracy
 from dcore_jax.rewards.reward import Reward, sum_of
 from dcore_jax.rewards.toolrl import read_accuracy
 
-# The release moves its scale over this many optimizer steps: progress 1 is step 150.
+# The release moves its scale over this many training steps: progress 1 is step 150.
 RELEASE_STEPS = 150
 
 _CALL_TAGS, _REPLY_TAGS = ("<tool_call>", "</tool_call>"), ("<response>", "</response>")

@@ -132,6 +132,7 @@ class Learner:
             padded.groups,
             mask,
             old_logprobs,
+            correct=np.array([rollout.correct for rollout in flat]),
             old_entropy=entropy,
             ref_logprobs=reference,
             engine_logprobs=padded.engine_logprobs,
