@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,10 @@ from dcore_jax.config import config_to_dict, read_config, write_config
 from dcore_jax.data.records import read_records
 from dcore_jax.distill import distill_seeds, summary
 from dcore_jax.distill.config import DistillConfig, StageSampling
+from dcore_jax.distill.corpus import write_corpus
+from dcore_jax.distill.run import _samples
+from dcore_jax.distill.seeds import read_seeds
+from dcore_jax.distill.speakers import model_digest
 from dcore_jax.sft.config import NanoConfig
 from dcore_jax.sft.embedded import embedded_model
 
@@ -123,6 +128,21 @@ def test_a_limit_takes_from_each_source_in_turn(config, tmp_path):
     assert {name: ends.samples for name, ends in more.items()} == {"toolworld": 4, "jsonl": 3}
 
 
+def test_a_limit_takes_from_each_of_two_files_of_one_format_and_two_tool_worlds_in_turn(tmp_path):
+    say = {"name": "say", "parameters": {"type": "object", "properties": {"text": {"type": "string"}}}}
+    for name in "ab":
+        rows = [
+            {"query": f"say {name}{i}", "tools": [say], "reference": [{"name": "say", "arguments": {}}]}
+            for i in range(3)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    specs = [f"jsonl:{tmp_path / name}.jsonl" for name in "ab"] + ["toolworld:3", "toolworld:3,seed=5"]
+    samples, rejected = _samples(DistillConfig(seeds=tuple(specs), limit=6))
+    whole, _ = read_seeds(specs)
+    assert not rejected.total
+    assert [sample.id for sample in samples] == [whole[i].id for i in (0, 3, 6, 9, 1, 4)]
+
+
 def test_table_6_runs_every_mode_on_the_same_seeds(config, tmp_path):
     run = replace(config, output=str(tmp_path / "table6"), table6=True, limit=6)
     result = distill_seeds(run)
@@ -149,7 +169,7 @@ def test_table_6_runs_every_mode_on_the_same_seeds(config, tmp_path):
         ({"seeds": ("unknown:file",)}, "unknown"),
         ({"seeds": ("toolworld:0",)}, "no seed sample to start from"),
         ({"prompts": "nowhere"}, "nowhere: no such folder of prompts"),
-        ({"labels": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
+        ({"labels": "nowhere.jsonl", "mode": "pseudo"}, "nowhere.jsonl: no such file"),
         ({"max_length": 10**6}, "max_length=1000000 is not possible"),
     ],
 )
@@ -165,6 +185,18 @@ def test_a_mistake_is_one_line(config, tmp_path, changes, message):
         ({"limit": 0}, "limit=0 must be at least 1"),
         ({"attempts": 0}, "attempts=0 must be at least 1"),
         ({"call_format": "xml"}, "call_format is 'xml'"),
+        ({"labels": "l.jsonl"}, "labels is given but mode is 'examples'; use --mode pseudo"),
+        ({"labeller": "other"}, "labeller is given but mode is 'examples'; use --mode pseudo"),
+        ({"labels": "l.jsonl", "labeller": "other", "mode": "pseudo"}, "labels and labeller are both given"),
+        (
+            {
+                "labeller": "other",
+                "mode": "pseudo",
+                "engine": "vllm-server",
+                "servers": ("http://localhost:1",),
+            },
+            "the servers hold one model, and labeller is another; leave --servers out",
+        ),
         ({"reason": StageSampling(temperature=-1.0)}, "temperature=-1.0"),
     ],
 )
@@ -184,10 +216,82 @@ def test_a_folder_keeps_to_the_run_that_began_in_it(config, first):
     digest.write_text(kept)
 
 
+def small(config, tmp_path, **changes):
+    return replace(config, output=str(tmp_path / "run"), seeds=("toolworld:1,kinds=irrelevant",), **changes)
+
+
+def test_a_kill_amid_the_writing_of_a_small_file_leaves_a_folder_that_goes_on(config, tmp_path, monkeypatch):
+    run, write = small(config, tmp_path), Path.write_text
+    for name in ("config.yaml", "prompts.sha256", "model.sha256", "manifest.json"):
+
+        def killed(path, text, *args, at=name, **named):
+            if path.name.startswith(at):
+                path.open("w").close()
+                raise KeyboardInterrupt  # what follows finds the folder as after SIGKILL here
+            return write(path, text, *args, **named)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "write_text", killed)
+            with pytest.raises(KeyboardInterrupt):
+                distill_seeds(run)
+    assert distill_seeds(run).modes[0].counts.ends.samples == 1
+
+
+def test_a_folder_refuses_another_model_in_the_same_place_and_another_file_of_labels(config, tmp_path):
+    model, labels = tmp_path / "model", tmp_path / "labels.jsonl"
+    shutil.copytree(config.model, model)
+    labels.write_text('{"id": "a", "calls": []}\n')
+    run = small(config, tmp_path, model=str(model), mode="pseudo", labels=str(labels))
+    distill_seeds(run)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["model"]["digest"] and manifest["labels_sha256"]
+    labels.write_text('{"id": "b", "calls": []}\n')
+    with pytest.raises(UserError, match="run holds a run with another file of labels; put it back"):
+        distill_seeds(run)
+    labels.write_text('{"id": "a", "calls": []}\n')
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1  # the same shapes, another checkpoint
+    (model / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match="run holds a run with another model in the same place"):
+        distill_seeds(run)
+
+
+def test_a_models_digest_tells_checkpoints_apart_wherever_they_lie(tmp_path):
+    def folder(name, weights, template="{{ messages }}"):
+        (tmp_path / name).mkdir()
+        header = b'{"w": {"dtype": "U8", "shape": [%d]}}' % len(weights)
+        (tmp_path / name / "model.safetensors").write_bytes(
+            len(header).to_bytes(8, "little") + header + weights
+        )
+        (tmp_path / name / "chat_template.jinja").write_text(template)
+        return model_digest(tmp_path / name)
+
+    weights = bytes(range(256)) * 65_536  # 16 MiB: not read as a whole
+    at = len(weights) // 3
+    matrix = weights[:at] + bytes(32_768) + weights[at + 32_768 :]  # one small matrix differs
+    digests = [
+        folder("a", weights),
+        folder("b", weights),
+        folder("c", matrix),
+        folder("d", weights, "{{ tools }}"),
+        folder("e", b"x"),
+    ]
+    assert digests[0] == digests[1] and len(set(digests)) == 4
+
+
 @pytest.mark.parametrize("name", ["distill_nano", "distill_qwen3_8b", "distill_qwen3_8b_release"])
 def test_the_configs_that_come_along_can_be_read(name):
     config = read_config(DistillConfig, ROOT / "configs" / f"{name}.yaml")
     assert config.model and f"preset {'release' if 'release' in name else 'paper'}" in config.choices()
+
+
+def test_what_a_kill_left_of_a_corpus_is_gone_after_the_next_writing(tmp_path):
+    for name in ("corpus.partial-17", "corpus.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "00").write_text("left")
+    record = {"messages": [], "id": "a", "source": "jsonl"}
+    assert write_corpus([record], tmp_path, form="jsonl", seed=0).records == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
 
 
 @pytest.mark.slow

@@ -1,17 +1,22 @@
 """A run's folder: one process at a time in it, the config it was started with, and the wish to stop."""
 
 import contextlib
+import dataclasses
 import fcntl
+import hashlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
 
-from dcore_jax.config import differences, read_config, write_config
+from dcore_jax.config import differences, read_config, read_yaml, write_config
 from dcore_jax.errors import UserError
+from dcore_jax.weights import local_folder
+
+C = TypeVar("C")
 
 
 @contextlib.contextmanager
@@ -24,7 +29,11 @@ def only_run_in(output: Path) -> Iterator[None]:
     if jax.process_index() != 0:
         yield
         return
-    with (output / ".lock").open("w") as lock:
+    try:
+        lock = (output / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written to ({error.strerror}); give another --output") from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -40,25 +49,85 @@ def refuse_another_config(config: Any, output: Path) -> None:
     Raises:
       UserError: naming every field that differs and may not change in a run.
     """
-    path = output / "config.yaml"
-    if path.exists():
-        changed = differences(read_config(type(config), path), config)
+    if (output / "config.yaml").exists():
+        changed = differences(config_of_run(type(config), output), config)
         if changed:
             raise UserError(
                 f"{output} holds a run with another config ({'; '.join(changed)}); give another --output"
             )
 
 
+def config_of_run(kind: type[C], run: Path) -> C:
+    """The config that the run in a folder was started with.
+
+    Raises:
+      UserError: no run in it, a run of another recipe, or a `config.yaml` that cannot be read.
+    """
+    path = run / "config.yaml"
+    if not path.exists():
+        raise UserError(f"{run}: no config.yaml in it; this wants the folder of a training run")
+    other = keys_of_run(run) - {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if other:
+        raise UserError(
+            f"{run}: holds a run of another recipe (its config.yaml has {', '.join(sorted(other))}); give another --output"
+        )
+    return read_config(kind, path)
+
+
+def keys_of_run(run: Path) -> set[str]:
+    """The fields of a run's `config.yaml`, which tell the recipes apart; none where there is no such file."""
+    path = run / "config.yaml"
+    if not path.exists():
+        return set()
+    try:
+        values = read_yaml(path)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(values, Mapping):
+        raise UserError(f"{path}: should hold keys and values")
+    return {str(key) for key in values}
+
+
+def model_of_run(run: Path, model: str) -> Path:
+    """The folder that a run's weights came from, found again after the run."""
+    try:
+        return local_folder(model)
+    except UserError:
+        raise UserError(
+            f"{run}: its model {model} is not found from here; start this in the folder that the run was started in"
+        ) from None
+
+
 def remember_config(config: Any, output: Path) -> None:
     """Writes `config.yaml` for the resumptions to come; call it when nothing of the user's can be wrong any more."""
     if jax.process_index() == 0 and not (output / "config.yaml").exists():
-        write_config(config, output / "config.yaml")
+        unfinished = output / "config.yaml.tmp"  # a kill amid the writing must not leave half a config behind
+        write_config(config, unfinished)
+        unfinished.replace(output / "config.yaml")
 
 
-def write_or_compare_config(config: Any, output: Path) -> None:
-    """`refuse_another_config`, then `remember_config`."""
-    refuse_another_config(config, output)
-    remember_config(config, output)
+DATA = "data_sha256"  # of a checkpoint's JSON: what the run trains on
+
+
+def fingerprint(parts: Iterable[bytes | memoryview]) -> dict[str, str]:
+    """The field of a checkpoint's JSON object that tells these data from others."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8))
+        digest.update(part)
+    return {DATA: digest.hexdigest()}
+
+
+def refuse_other_data(output: Path, saved: Mapping[str, Any], now: Mapping[str, str]) -> None:
+    """Holds the data against those that the checkpoint's JSON object `saved` speaks of; one without a fingerprint is taken.
+
+    Raises:
+      UserError: other data, with which the place in them would mean nothing.
+    """
+    if saved.get(DATA, now[DATA]) != now[DATA]:
+        raise UserError(
+            f"{output}: the data are not those the run started with; restore them or give another --output"
+        )
 
 
 @contextlib.contextmanager

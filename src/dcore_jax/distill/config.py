@@ -106,6 +106,21 @@ class DistillConfig:
             raise UserError(
                 f"attempts={self.attempts}: the release never asks again; use --preset paper, or --attempts 1"
             )
+        pseudo = self.mode == "pseudo" or self.table6
+        for name in ("labels", "labeller"):
+            if getattr(self, name) and not pseudo:
+                raise UserError(
+                    f"{name} is given but mode is {self.mode!r}; use --mode pseudo, or leave it out"
+                )
+        if self.labels and self.labeller:
+            raise UserError(
+                "labels and labeller are both given; keep --labels, or --labeller to have labels written"
+            )
+        if self.labeller and self.servers:
+            raise UserError(
+                "the servers hold one model, and labeller is another; leave --servers out, so that each model gets"
+                " a server of its own, or give --labels written before"
+            )
         for stage in (self.decompose, self.reason):
             stage.params(0)
 

@@ -6,7 +6,6 @@ the same content fall beside each other, and one is kept. The sort goes through 
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -28,12 +27,15 @@ class CorpusSummary(NamedTuple):
 def write_corpus(records: Iterable[dict[str, Any]], folder: Path, *, form: Form, seed: int) -> CorpusSummary:
     """Writes `corpus.jsonl` or `corpus.parquet`; an earlier one is replaced when the new one is whole.
 
+    One process at a time may write in a folder (run_folder.py holds it).
+
     In Parquet messages and tools are JSON strings, so that no field gets nulls it never had.
     """
     folder.mkdir(parents=True, exist_ok=True)
     out = folder / f"corpus.{form}"
-    partial = folder / f"corpus.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
+    for left_by_a_kill in folder.glob("corpus.partial*"):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
+    partial = folder / "corpus.partial"
     partial.mkdir()
     try:
         total = _fill_buckets(records, partial, seed)

@@ -84,7 +84,7 @@ class Journal:
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
-        unfinished = self._folder / f"seconds.json.{os.getpid()}.tmp"
+        unfinished = self._folder / "seconds.json.tmp"
         unfinished.write_text(json.dumps({"seconds": round(self.seconds, 3)}))
         unfinished.replace(self._folder / "seconds.json")
         self._synced = time.monotonic()

@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, islice, zip_longest
@@ -19,6 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dcore_jax.config import config_to_dict
+from dcore_jax.data.files import local_file
 from dcore_jax.data.records import Rejections
 from dcore_jax.distill.algorithm import Method
 from dcore_jax.distill.config import MODE_NAMES, MODES, DistillConfig, Mode
@@ -29,7 +30,7 @@ from dcore_jax.distill.labels import read_labels
 from dcore_jax.distill.pipeline import run_pipeline
 from dcore_jax.distill.report import Table6Row, summary_table, table6, write_report
 from dcore_jax.distill.sample import Outcome, SeedSample
-from dcore_jax.distill.seeds import read_seeds
+from dcore_jax.distill.seeds import seeds_by_spec
 from dcore_jax.distill.speakers import Voice, open_voice
 from dcore_jax.distill.tally import Summary
 from dcore_jax.distill.templates import Templates
@@ -37,6 +38,12 @@ from dcore_jax.errors import UserError
 from dcore_jax.run_folder import only_run_in, refuse_another_config, remember_config, sigterm
 
 _VERSIONS = ("dcore-jax", "jax", "flax", "transformers", "tokenizers", "jinja2", "vllm")
+_OTHER = {
+    "prompts": "other prompts; put them back",
+    "model": "another model in the same place; put it back",
+    "labeller": "another labeller in the same place; put it back",
+    "labels": "another file of labels; put it back",
+}
 
 
 @dataclass(frozen=True)
@@ -93,14 +100,14 @@ def distill_seeds(config: DistillConfig) -> DistillResult:
         labeller = open_voice(config.labeller, config, output) if config.labeller else None
         try:
             remember_config(config, output)  # only now is there a run to remember
+            digests = _digests(config, templates, voice, labeller)
             results: list[ModeResult] = []
             for mode in MODES if config.table6 else (config.mode,):
                 run = replace(config, mode=mode)
                 folder = output / "table6" / mode if config.table6 else output
                 print(f"{len(samples):,} seed samples, {run.choices()}, into {folder}")
-                result = _pass(
-                    run, folder, samples, rejected, Method(run, templates, labels), voice, labeller
-                )
+                method = Method(run, templates, labels)
+                result = _pass(run, folder, samples, rejected, method, voice, labeller, digests)
                 if result is None:
                     return DistillResult(output, tuple(results), stopped=True)
                 results.append(result)
@@ -130,22 +137,21 @@ def summary(result: DistillResult) -> str:
 
 
 def _samples(config: DistillConfig) -> tuple[list[SeedSample], Rejections]:
-    samples, rejected = read_seeds(config.seeds, strict=config.strict)
+    by_spec, rejected = seeds_by_spec(config.seeds, strict=config.strict)
     if config.benchmarks:
-        samples = leave_out_contaminated(samples, read_benchmarks(config.benchmarks), rejected)
-    if not samples:
+        guard = read_benchmarks(config.benchmarks)
+        by_spec = [leave_out_contaminated(samples, guard, rejected) for samples in by_spec]
+    if not any(by_spec):
         raise UserError(
             f"no seed sample to start from: {'; '.join(rejected.lines()) or 'the files hold no rows'}"
         )
-    return samples if config.limit is None else _first_of_each(samples, config.limit), rejected
+    samples = list(chain(*by_spec)) if config.limit is None else _first_of_each(by_spec, config.limit)
+    return samples, rejected
 
 
-def _first_of_each(samples: Sequence[SeedSample], limit: int) -> list[SeedSample]:
+def _first_of_each(by_spec: Sequence[Sequence[SeedSample]], limit: int) -> list[SeedSample]:
     """The first `limit` samples, taken in turns from the sources: a larger limit keeps what a smaller one took."""
-    by_source: dict[str, list[SeedSample]] = {}
-    for sample in samples:
-        by_source.setdefault(sample.source, []).append(sample)
-    turns = chain.from_iterable(zip_longest(*by_source.values()))
+    turns = chain.from_iterable(zip_longest(*by_spec))
     return list(islice((sample for sample in turns if sample is not None), limit))
 
 
@@ -157,11 +163,12 @@ def _pass(
     method: Method,
     voice: Voice,
     labeller: Voice | None,
+    digests: Mapping[str, str],
 ) -> ModeResult | None:
     """One mode over all samples; None when it was told to stop."""
     folder = output / "journal"
     journal = Journal(folder)
-    _same_prompts(folder, method.templates)
+    _refuse_other_inputs(folder, digests)
     voices = {"model": voice, **({"labeller": labeller} if labeller else {})}
     left = [sample for sample in samples if sample.id not in journal.finished_ids]
     seen: Counter[str] = Counter()
@@ -192,7 +199,7 @@ def _pass(
     finally:
         bar.close()
         journal.close()
-    return _finish(config, output, samples, rejected, method, voice, journal) if complete else None
+    return _finish(config, output, samples, rejected, digests, journal) if complete else None
 
 
 def _finish(
@@ -200,8 +207,7 @@ def _finish(
     output: Path,
     samples: Sequence[SeedSample],
     rejected: Rejections,
-    method: Method,
-    voice: Voice,
+    digests: Mapping[str, str],
     journal: Journal,
 ) -> ModeResult:
     """Corpus, report and manifest, from the outcomes on disk."""
@@ -231,28 +237,45 @@ def _finish(
         "prompt_tokens": dict(counts.prompt_tokens),
         "generated_tokens": dict(counts.generated_tokens),
         "seconds": round(seconds, 3),
-        "model": {"name": config.model, "config_sha256": _sha256(voice.folder / "config.json")},
-        "prompts_sha256": method.templates.digest(),
+        "model": {"name": config.model, "digest": digests["model"]},
+        **{f"{name}_sha256": digest for name, digest in digests.items() if name != "model"},
         "versions": _versions(),
         "config": settings,
     }
-    unfinished = output / "manifest.json.tmp"
-    unfinished.write_text(json.dumps(manifest, indent=2) + "\n")
-    unfinished.replace(output / "manifest.json")
+    _write_whole(output / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     return result
 
 
-def _same_prompts(folder: Path, templates: Templates) -> None:
-    path, digest = folder / "prompts.sha256", templates.digest()
-    if path.exists() and path.read_text().strip() != digest:
-        raise UserError(
-            f"{folder.parent} holds a run with other prompts; put them back, or give another --output"
-        )
-    path.write_text(digest + "\n")
+def _digests(
+    config: DistillConfig, templates: Templates, voice: Voice, labeller: Voice | None
+) -> dict[str, str]:
+    """Hashes of what a run reads besides its seeds: the config only names it."""
+    digests = {"prompts": templates.digest(), "model": voice.digest}
+    if labeller:
+        digests["labeller"] = labeller.digest
+    if config.labels:
+        with local_file(config.labels).open("rb") as file:
+            digests["labels"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+def _refuse_other_inputs(folder: Path, digests: Mapping[str, str]) -> None:
+    """Holds the digests against those that the run was started with, and notes those that are not there yet."""
+    paths = {name: folder / f"{name}.sha256" for name in digests}
+    known = {name: path.read_text().strip() if path.exists() else "" for name, path in paths.items()}
+    for name, digest in digests.items():
+        if known[name] not in ("", digest):
+            raise UserError(f"{folder.parent} holds a run with {_OTHER[name]}, or give another --output")
+    for name, digest in digests.items():
+        if not known[name]:
+            _write_whole(paths[name], digest + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """A kill amid the writing must not leave half a file behind."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text)
+    unfinished.replace(path)
 
 
 def _versions() -> dict[str, str]:

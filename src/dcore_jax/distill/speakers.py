@@ -1,5 +1,6 @@
 """The models that are asked: the folder, the tokenizer and the engines of each."""
 
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,24 @@ from dcore_jax.mesh import make_mesh
 from dcore_jax.models import read_model_config
 from dcore_jax.sft import base_model
 from dcore_jax.weights import local_folder
+from dcore_jax.weights.names import weight_files
+
+# Of a model's folder, what decides its answers besides the weights.
+_SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+_BLOCKS, _BLOCK_BYTES = 1024, 4096  # of each weight file: closer together than the matrices of a large model
+_LONGEST_HEADER = 100_000_000  # safetensors' own limit
 
 
 class Voice(NamedTuple):
@@ -20,6 +39,7 @@ class Voice(NamedTuple):
     folder: Path
     tokenizer: Any
     engines: tuple[Engine, ...]
+    digest: str  # of the folder: `model_digest`
 
     def close(self) -> None:
         for engine in self.engines:
@@ -38,7 +58,30 @@ def open_voice(source: str, config: DistillConfig, output: Path) -> Voice:
         else local_folder(source)
     )
     tokenizer = _tokenizer(folder)
-    return Voice(folder, tokenizer, _engines(folder, tokenizer, config, output))
+    return Voice(folder, tokenizer, _engines(folder, tokenizer, config, output), model_digest(folder))
+
+
+def model_digest(folder: Path) -> str:
+    """A hash that tells a folder's model from others without reading gigabytes.
+
+    Over the tokenizer, chat template and configs as they are, and over each safetensors file's name, size, header and
+    blocks of bytes from all over it; a file of up to 4 MiB is read as a whole.
+    """
+    digest = hashlib.sha256()
+    for path in filter(Path.exists, (folder / name for name in _SETTINGS)):
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    for path in weight_files(folder):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        step = max(size // _BLOCKS, _BLOCK_BYTES)
+        with path.open("rb") as file:
+            # Safetensors: the header's length in 8 bytes, then the header.
+            digest.update(file.read(min(int.from_bytes(file.read(8), "little"), _LONGEST_HEADER)))
+            for at in range(0, size, step):
+                file.seek(at)
+                digest.update(file.read(_BLOCK_BYTES))
+    return digest.hexdigest()
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -20,7 +20,7 @@ from dcore_jax.distill.seeds import apigen_mt, hammer, jsonl, rlla, toolace, too
 from dcore_jax.distill.seeds.conversation import Conversation, checked, samples_of, with_id
 from dcore_jax.errors import UserError
 
-__all__ = ["COPY", "SOURCES", "checked", "parse_seed", "read_seeds", "with_id"]
+__all__ = ["COPY", "SOURCES", "checked", "parse_seed", "read_seeds", "seeds_by_spec", "with_id"]
 
 _READERS: dict[str, Callable[[dict[str, Any], str], Conversation | SeedSample]] = {
     "toolace": toolace.conversation,
@@ -44,19 +44,30 @@ def read_seeds(specs: Iterable[str], *, strict: bool = False) -> tuple[list[Seed
       UserError: a source or an option that does not exist, a file that cannot be read; with `strict`, the first
         thing left out, copies excepted.
     """
+    by_spec, rejections = seeds_by_spec(specs, strict=strict)
+    return [sample for samples in by_spec for sample in samples], rejections
+
+
+def seeds_by_spec(specs: Iterable[str], *, strict: bool = False) -> tuple[list[list[SeedSample]], Rejections]:
+    """`read_seeds`, the samples of each source apart."""
     rejections = Rejections(strict=strict)
-    samples: dict[str, SeedSample] = {}
+    by_spec: list[list[SeedSample]] = []
+    ids: set[str] = set()
     copies = Rejections()
-    for origin, found in _found(specs):
-        if isinstance(found, Malformed):
-            rejections.add(str(found), origin)
-        elif found.id in samples:
-            copies.add(COPY, origin)
-        else:
-            samples[found.id] = found
+    for spec in specs:
+        samples: list[SeedSample] = []
+        by_spec.append(samples)
+        for origin, found in _found(spec):
+            if isinstance(found, Malformed):
+                rejections.add(str(found), origin)
+            elif found.id in ids:
+                copies.add(COPY, origin)
+            else:
+                ids.add(found.id)
+                samples.append(found)
     rejections.counts.update(copies.counts)
     rejections.examples.update(copies.examples)
-    return list(samples.values()), rejections
+    return by_spec, rejections
 
 
 def parse_seed(source: str, row: Any, origin: str) -> Iterator[SeedSample | Malformed]:
@@ -77,18 +88,17 @@ def parse_seed(source: str, row: Any, origin: str) -> Iterator[SeedSample | Malf
         yield Malformed("nested too deep")
 
 
-def _found(specs: Iterable[str]) -> Iterator[tuple[str, SeedSample | Malformed]]:
-    for spec in specs:
-        source, colon, path = spec.partition(":")
-        if source not in SOURCES or not colon or not path:
-            raise UserError(
-                f"seeds {spec!r}: write <source>:<path> with one of {', '.join(_READERS)}, or toolworld:<number>"
-            )
-        if source == "toolworld":
-            for sample in toolworld.read(path):
-                yield sample.origin, sample
-            continue
-        local: Path = local_file(path)
-        for origin, row in file_rows(path, local):
-            for found in parse_seed(source, row, origin):
-                yield origin, found
+def _found(spec: str) -> Iterator[tuple[str, SeedSample | Malformed]]:
+    source, colon, path = spec.partition(":")
+    if source not in SOURCES or not colon or not path:
+        raise UserError(
+            f"seeds {spec!r}: write <source>:<path> with one of {', '.join(_READERS)}, or toolworld:<number>"
+        )
+    if source == "toolworld":
+        for sample in toolworld.read(path):
+            yield sample.origin, sample
+        return
+    local: Path = local_file(path)
+    for origin, row in file_rows(path, local):
+        for found in parse_seed(source, row, origin):
+            yield origin, found
