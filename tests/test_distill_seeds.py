@@ -2,8 +2,11 @@
 
 import json
 import re
+import sys
+import time
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import given, settings
@@ -11,11 +14,15 @@ from hypothesis import strategies as st
 
 from dcore_jax.calls import CALL_FORMATS, Call, calls_equal, parse_calls, render_calls
 from dcore_jax.data.files import Malformed
+from dcore_jax.distill.act import respond, started
+from dcore_jax.distill.ask import Rejected
 from dcore_jax.distill.kinds import asks, detect_kind, refuses
+from dcore_jax.distill.labels import read_labels
 from dcore_jax.distill.sample import KINDS, SeedSample
 from dcore_jax.distill.seeds import SOURCES, parse_seed, read_seeds
 from dcore_jax.distill.seeds.conversation import match_answers
 from dcore_jax.distill.seeds.schemas import openai_tool, openai_tools, relax_required, type_schema
+from dcore_jax.distill.seeds.toolace import split_system
 from dcore_jax.errors import UserError
 from dcore_jax.toolworld import ToolWorld, generate_tasks
 
@@ -292,6 +299,42 @@ def test_toolace_names_with_spaces_and_dict_types_are_read():
     assert calls_equal(sample.reference, [call("Tide Table API", harbour="Ostend", day=3)])
     assert sample.policy == "You compose functions [carefully]. Say so where none fits."
     assert sample.tools[0]["function"]["parameters"]["properties"]["day"] == {"type": "integer"}
+
+
+@pytest.mark.parametrize(
+    ("system", "policy"),
+    [
+        (
+            "You compose functions. If none fits,\nsay so. You should only return the function call in tools call sections.\n"
+            "Here is a list of functions in JSON format that you can invoke:\nTOOLS. \n"
+            "Should you decide to return the function call(s). \n"
+            "Put it in the format of [func1(params_name=params_value, params_name2=params_value2...), func2(params)]\n\n"
+            "NO other text MUST be included. \nThe time is noon. Be kind.",
+            "You compose functions. If none fits,\nsay so.\nThe time is noon. Be kind.",
+        ),
+        (
+            "Be kind. You should only return the function calls in your response.\n\nIf you decide to invoke any of the "
+            "function(s), you MUST put it in the format of [func_name1(a=b...)].  You SHOULD NOT include any other text in "
+            "the response.\n\nIt is noon.\nHere is a list of functions in JSON format that you can invoke.\nTOOLS\n",
+            "Be kind. \n\n\n\nIt is noon.",
+        ),
+        ("Be kind.\nTOOLS\nShould you decide to return the function call(s), use brackets. Be brief.", "Be kind.\nBe brief."),
+    ],
+)  # fmt: skip
+def test_toolace_sentences_on_how_to_call_leave_the_policy_and_what_stands_beside_them_stays(system, policy):
+    tools = json.dumps([_TIDE])
+    assert split_system(system.replace("TOOLS", tools)) == (policy, [_TIDE])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\n", ". ", "a", "list of functions in JSON format ", "Put it in the format of[", "NO other text MUST be included "],
+)  # fmt: skip
+def test_a_long_system_text_is_taken_apart_in_linear_time(text):
+    filling = text * (300_000 // len(text))
+    started = time.process_time()
+    split_system(f"{filling}{json.dumps([_TIDE])}{filling}")
+    assert time.process_time() - started < 5  # quadratic: minutes
 
 
 def test_toolace_calls_inside_words_are_found_and_the_words_kept():
@@ -578,6 +621,137 @@ def test_a_plain_seed_line_is_taken_as_it_stands():
     assert reasons("jsonl", {"text": "?"}) == [
         "a seed needs query, tools and reference, or messages and tools"
     ]
+
+
+_SEED = {
+    "tools": [schema("tide", harbour="string")],
+    "query": "Tide in A?",
+    "reference": [{"name": "tide", "arguments": {"harbour": "A"}}],
+}
+
+
+def called_before(arguments):
+    asking = {"role": "assistant", "tool_calls": [{"function": {"name": "tide", "arguments": arguments}}]}
+    return [{"role": "user", "content": "Hi"}, asking, {"role": "tool", "content": "4"}]
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"history": 5}, "history must be a list of messages"),
+        ({"history": "Hi"}, "history must be a list of messages"),
+        ({"responses": 5}, "responses must be a list of texts"),
+        ({"responses": "5"}, "responses must be a list of texts"),
+        ({"responses": [5]}, "responses must be a list of texts"),
+        ({"answer": 5}, "answer must be text"),
+        (
+            {"policy": "Be brief.", "history": [{"role": "system", "content": "Be kind."}]},
+            "a policy and a system message in the history: keep one of them",
+        ),
+        (
+            {"history": [*called_before({}), {"role": "system", "content": "Be kind."}]},
+            "a system message after the first message",
+        ),
+    ],
+)
+def test_a_plain_seed_with_a_field_of_another_type_is_counted(changes, reason):
+    assert reasons("jsonl", {**_SEED, **changes}) == [reason]
+
+
+def test_history_with_calls_that_no_format_can_carry_is_counted():
+    for arguments in ({"harbour": float("nan")}, {"harbour": nested(400)}):
+        assert len(reasons("jsonl", {**_SEED, "history": called_before(arguments)})) == 1
+    many = called_before({})
+    many[1]["tool_calls"] *= 300
+    assert reasons("jsonl", {**_SEED, "history": many}) == ["calls that no call format can carry"]
+    assert only("jsonl", {**_SEED, "history": called_before({}) * 300})  # in many messages they may be many
+
+
+def test_a_system_message_at_the_start_of_a_plain_seeds_history_is_its_policy():
+    spoken = called_before({"harbour": "B"})
+    sample = only("jsonl", {**_SEED, "history": [{"role": "system", "content": "Be kind.\n"}, *spoken]})
+    assert sample == only("jsonl", {**_SEED, "policy": "Be kind.", "history": spoken})
+    assert sample.policy == "Be kind." and sample.history[0]["role"] == "user"
+
+
+def test_a_plain_seed_may_name_the_task_that_execute_acts_in(monkeypatch):
+    class Harbour:
+        def _load_scenario(self, scenario):
+            self.tides = scenario["tides"]
+
+        def tide(self, harbour):
+            return self.tides[harbour]
+
+    class Tide:
+        @staticmethod
+        def invoke(data, harbour):
+            return data[harbour]
+
+        @staticmethod
+        def get_info():
+            return {"type": "function", "function": {"name": "tide"}}
+
+    modules = {
+        "bfcl_eval.constants.executable_backend_config": {
+            "CLASS_FILE_PATH_MAPPING": {"Harbour": "stub_harbour"},
+            "STATELESS_CLASSES": [],
+        },
+        "stub_harbour": {"Harbour": Harbour},
+        "tau_bench.envs.retail.data": {"load_data": lambda: {"A": "5 m"}},
+        "tau_bench.envs.retail.tools": {"ALL_TOOLS": [Tide]},
+    }
+    for name, contents in modules.items():
+        parts = name.split(".")
+        for end in range(1, len(parts) + 1):
+            monkeypatch.setitem(sys.modules, ".".join(parts[:end]), ModuleType(".".join(parts[:end])))
+        vars(sys.modules[name]).update(contents)
+    state = {"involved_classes": ["Harbour"], "initial_config": {"Harbour": {"tides": {"A": "4 m"}}}}
+    for task, answer in (({"bfcl": state}, "4 m"), ({"tau": {"domain": "retail"}}, "5 m")):
+        sample = only("jsonl", {**_SEED, "task": task})
+        assert respond(started(sample, "execute"), sample.reference) == (answer,)
+    broken = only("jsonl", {**_SEED, "task": {"bfcl": {**state, "initial_config": {"Harbour": {}}}}})
+    with pytest.raises(Rejected, match=r"act: Harbour cannot load the task's initial_config \(KeyError\)"):
+        started(broken, "execute")
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        5,
+        {},
+        {"bfcl": {}},
+        {"bfcl": {"involved_classes": "MathAPI"}},
+        {"bfcl": {"involved_classes": [1]}},
+        {"bfcl": {"involved_classes": ["MathAPI"], "initial_config": {"MathAPI": 1}}},
+        {"bfcl": {"involved_classes": ["MathAPI"], "initial_state": {}}},
+        {"tau": {"domain": 5}},
+        {"tau": {"domain": "retail"}, "bfcl": {"involved_classes": ["MathAPI"]}},
+    ],
+)
+def test_a_task_that_is_none_is_counted(task):
+    (reason,) = reasons("jsonl", {**_SEED, "task": task})
+    assert reason.startswith('task must be {"bfcl"')
+
+
+def test_a_conversation_line_cannot_name_a_task():
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Which one?"}]}
+    (reason,) = reasons("jsonl", {**row, "tools": _SEED["tools"], "task": {"tau": {"domain": "retail"}}})
+    assert reason.startswith("a task on a conversation")
+
+
+@pytest.mark.parametrize("arguments", ['{"x": NaN}', '{"x": ' + "[" * 400 + "]" * 400 + "}"])
+def test_a_label_that_no_call_format_can_carry_is_named_by_file_and_line(tmp_path, arguments):
+    path = tmp_path / "labels.jsonl"
+    path.write_text('{"id": "a", "calls": [{"name": "f", "arguments": ' + arguments + "}]}\n")
+    with pytest.raises(UserError, match=r"labels\.jsonl:1: calls that no call format can carry"):
+        read_labels(str(path))
 
 
 @pytest.mark.parametrize("call_format", [*CALL_FORMATS, "tool_calls"])

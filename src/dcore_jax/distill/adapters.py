@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dcore_jax.calls import Call
+from dcore_jax.distill.ask import Rejected
 from dcore_jax.errors import UserError
 from dcore_jax.toolworld import Environment, Observation
 from dcore_jax.toolworld.task import output_text
@@ -82,7 +83,12 @@ def adapter_for(task: Any) -> Environment:
 
 
 def bfcl_tools(task: BFCLTask) -> dict[str, Callable[..., Any]]:
-    """The public methods of fresh instances of the task's classes, by name."""
+    """The public methods of fresh instances of the task's classes, by name.
+
+    Raises:
+      UserError: a missing package, a class that BFCL does not have.
+      Rejected: a state that a class cannot load; stage `act`.
+    """
     settings = _imported("bfcl_eval.constants.executable_backend_config", "bfcl-eval")
     tools: dict[str, Callable[..., Any]] = {}
     for name in task.involved_classes:
@@ -92,7 +98,11 @@ def bfcl_tools(task: BFCLTask) -> dict[str, Callable[..., Any]]:
             )
         instance = getattr(importlib.import_module(settings.CLASS_FILE_PATH_MAPPING[name]), name)()
         if name not in settings.STATELESS_CLASSES:
-            instance._load_scenario(copy.deepcopy(dict(task.initial_config.get(name, {}))))
+            try:
+                instance._load_scenario(copy.deepcopy(dict(task.initial_config.get(name, {}))))
+            except Exception as error:
+                reason = f"{name} cannot load the task's initial_config ({type(error).__name__})"
+                raise Rejected("act", reason, str(error)) from None
         methods = inspect.getmembers(instance, inspect.ismethod)
         tools |= {method: function for method, function in methods if not method.startswith("_")}
     return tools

@@ -147,7 +147,9 @@ def _names(tools: Any) -> list[str]:
         return []
     listed = [_decoded(tool, "a tool") for tool in (tools if isinstance(tools, list) else [tools])]
     functions = [tool.get("function", tool) if isinstance(tool, dict) else None for tool in listed]
-    names = [function.get("name") if isinstance(function, dict) else None for function in functions]
+    names: list[Any] = [
+        function.get("name") if isinstance(function, dict) else None for function in functions
+    ]
     if not all(isinstance(name, str) for name in names):
         raise Malformed("a tool without a name")
     return names

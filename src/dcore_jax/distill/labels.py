@@ -13,6 +13,7 @@ from dcore_jax.distill.act import Act, respond, started
 from dcore_jax.distill.ask import Ask, Rejected, Stage, require_ended
 from dcore_jax.distill.conversation import called, offered, opening
 from dcore_jax.distill.sample import SeedSample
+from dcore_jax.distill.seeds.conversation import carried
 from dcore_jax.distill.templates import Templates
 from dcore_jax.errors import UserError
 
@@ -33,7 +34,7 @@ def read_labels(path: str) -> dict[str, tuple[Call, ...]]:
         if isinstance(calls, str):
             try:
                 calls = json.loads(calls)  # as Parquet holds it
-            except ValueError:
+            except (ValueError, RecursionError):
                 calls = None
         if not isinstance(name, str) or not isinstance(calls, list):
             raise UserError(f'{origin}: a label needs "id" (text) and "calls" (a list of calls)')
@@ -41,7 +42,8 @@ def read_labels(path: str) -> dict[str, tuple[Call, ...]]:
             raise UserError(f"{origin}: id {name} is given twice; keep one label a sample")
         try:
             labels[name] = as_calls(calls)
-        except UserError as error:
+            carried(labels[name])
+        except (UserError, Malformed) as error:
             raise UserError(f"{origin}: {error}") from None
     return labels
 

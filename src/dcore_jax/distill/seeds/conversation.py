@@ -69,7 +69,7 @@ def exchanges_of(messages: Iterable[Said]) -> tuple[Exchange, ...]:
     """Group messages by the user's turns. Raises `Malformed` for what has no place in a conversation."""
     found: list[Exchange] = []
     for message in messages:
-        _carried(message.calls)
+        carried(message.calls)
         if message.role == "user":
             found.append(Exchange(message.text))
             continue
@@ -120,7 +120,7 @@ def checked(sample: SeedSample) -> SeedSample:
     if not sample.query.strip():
         raise Malformed("an empty request")
     check_calls(sample.reference, sample.tools)
-    _carried(sample.reference)
+    carried(sample.reference)
     if len(sample.responses) not in (0, len(sample.reference)):
         raise Malformed("another number of responses than of reference calls")
     try:
@@ -129,7 +129,7 @@ def checked(sample: SeedSample) -> SeedSample:
         raise Malformed("text with a lone surrogate") from None
 
 
-def _carried(calls: Sequence[Call]) -> None:
+def carried(calls: Sequence[Call]) -> None:
     """Raise `Malformed` unless the calls survive being written and read; what one format carries, all carry."""
     if not calls:
         return

@@ -1,7 +1,7 @@
 """Our own plain JSONL, in two forms that one file may mix.
 
-- A seed a line: `query`, `tools`, `reference` (calls), and optionally `policy`, `history` (OpenAI-style messages),
-  `responses` (one a call), `kind`, `answer`.
+- A seed a line: `query`, `tools`, `reference` (calls), and optionally `policy`, `history` (OpenAI-style messages; a
+  system message at its start is the policy), `responses` (one a call), `kind`, `answer`, and `task` to execute in.
 - A conversation a line: `messages` and `tools` as `dcore_jax.data` reads them, optionally `kind` for its last turn.
   Calls stand in `tool_calls` or in the content, in any of the three call formats; thinking is left out.
 """
@@ -11,9 +11,10 @@ from typing import Any
 from dcore_jax.calls import Call, parse_response
 from dcore_jax.data.files import Malformed
 from dcore_jax.data.records import parse_record
+from dcore_jax.distill.adapters import BFCLTask, TauTask
 from dcore_jax.distill.kinds import detect_kind
 from dcore_jax.distill.sample import KINDS, Kind, SeedSample
-from dcore_jax.distill.seeds.conversation import Conversation, Said, checked, exchanges_of
+from dcore_jax.distill.seeds.conversation import Conversation, Said, carried, checked, exchanges_of
 from dcore_jax.distill.seeds.schemas import openai_tools
 from dcore_jax.distill.seeds.xlam import calls_of
 
@@ -31,6 +32,10 @@ def read(row: dict[str, Any], origin: str) -> Conversation | SeedSample:
 
 def _conversation(row: dict[str, Any], origin: str) -> Conversation:
     record = parse_record(row, origin=origin)[0]
+    if "task" in row:
+        raise Malformed(
+            "a task on a conversation: its state is that of one query; write a seed with reference"
+        )
     messages = list(record.messages)
     policy = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
     return Conversation(
@@ -76,34 +81,70 @@ def _read_content(content: str) -> Said:
 
 def _sample(row: dict[str, Any], origin: str) -> SeedSample:
     tools, calls = openai_tools(row.get("tools") or ()), calls_of(row["reference"], "reference")
-    history: list[Any] = list(row.get("history") or ())
-    responses, answer, kind = row.get("responses") or (), row.get("answer") or "", _kind(row)
+    responses, answer, kind = row.get("responses") or [], row.get("answer") or "", _kind(row)
     if not isinstance(row["query"], str) or not isinstance(row.get("policy") or "", str):
         raise Malformed("query and policy must be text")
-    if not isinstance(answer, str) or not all(isinstance(text, str) for text in responses):
-        raise Malformed("answer and each of responses must be text")
-    before = history[-1] if history else None
-    answered = isinstance(before, dict) and before.get("role") == "tool"
+    if not isinstance(responses, list) or not all(isinstance(text, str) for text in responses):
+        raise Malformed("responses must be a list of texts")
+    if not isinstance(answer, str):
+        raise Malformed("answer must be text")
+    policy, history = _before(row, origin)
+    answered = bool(history) and history[-1]["role"] == "tool"
     kind = detect_kind(
         [len(calls)] if calls else [], answer, tools_offered=bool(tools), answered=answered, stated=kind
     )
-    if history:
-        record = {"messages": [*history, {"role": "assistant", "content": "?"}]}
-        history = list(parse_record(record, origin=origin)[0].messages[:-1])
     return checked(
         SeedSample(
             id="",
             source="jsonl",
             origin=origin,
             kind=kind,
-            policy=(row.get("policy") or "").strip(),
+            policy=policy,
             tools=tools,
-            history=tuple(history),
+            history=history,
             query=row["query"],
             reference=calls,
             responses=tuple(responses),
             answer=answer,
+            task=_task(row.get("task")),
         )
+    )
+
+
+def _before(row: dict[str, Any], origin: str) -> tuple[str, tuple[dict[str, Any], ...]]:
+    """`(policy, history)`: what was said before the query."""
+    policy, history = (row.get("policy") or "").strip(), row.get("history") or []
+    if not isinstance(history, list):
+        raise Malformed("history must be a list of messages")
+    if not history:
+        return policy, ()
+    record = {"messages": [*history, {"role": "assistant", "content": "?"}]}
+    system, *rest = messages = parse_record(record, origin=origin)[0].messages[:-1]
+    if system["role"] == "system":
+        if policy:
+            raise Malformed("a policy and a system message in the history: keep one of them")
+        policy, messages = system["content"].strip(), tuple(rest)
+    if any(message["role"] == "system" for message in messages):
+        raise Malformed("a system message after the first message")
+    for message in messages:
+        carried([Call(**call["function"]) for call in message.get("tool_calls", ())])
+    return policy, messages
+
+
+def _task(value: Any) -> BFCLTask | TauTask | None:
+    """`{"bfcl": {"involved_classes", "initial_config"}}` or `{"tau": {"domain"}}` as what `execute` acts in."""
+    if value is None:
+        return None
+    match value:
+        case {"tau": {"domain": str(domain), **others}} if len(value) == 1 and not others:
+            return TauTask(domain)
+        case {"bfcl": {"involved_classes": [_, *_] as classes, **others}} if len(value) == 1:
+            states: Any = others.pop("initial_config", None) or {}
+            named = all(isinstance(name, str) for name in classes) and isinstance(states, dict)
+            if named and not others and all(isinstance(state, dict) for state in states.values()):
+                return BFCLTask(tuple(classes), states)
+    raise Malformed(
+        'task must be {"bfcl": {"involved_classes": [names], "initial_config": {name: state}}} or {"tau": {"domain": name}}'
     )
 
 

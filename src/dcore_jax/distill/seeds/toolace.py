@@ -17,9 +17,19 @@ from dcore_jax.distill.seeds.schemas import openai_tools, tool_name
 from dcore_jax.errors import UserError
 
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "tool": "tool"}
-# The sentences around the list that say how to write calls: the call format of the run says that.
-_INTRODUCTION = re.compile(r"[^\n.]*\blist of functions in JSON format[^\n:]*:?\s*$", re.IGNORECASE)
-_CALLING_RULES = re.compile(r"\s*\.?\s*Should you decide to return the function call.*", re.DOTALL)
+_INTRODUCTION = re.compile(r"\blist of functions in JSON format[^\n:]*+:?+\s*+", re.IGNORECASE)
+# The sentences that say how to write calls, up to their full stop: the call format of the run says that. One that gives
+# the format ends with the bracket it shows.
+_CALLING_RULE = re.compile(
+    r"(?:You should only return the function calls? in"
+    r"|Should you decide to return the function call"
+    r"|If you decide to invoke any of the function"
+    r"|Put it in the format of"
+    r"|NO other text MUST be included"
+    r"|You SHOULD NOT include any other text in the response)"
+    r"[^.\n\[]*+(?:\[[^\]]*+\])?+[^\S\n]*+\.?+[^\S\n]*+",
+    re.IGNORECASE,
+)
 _AWKWARD = re.compile(r"[()\[\]{}=,\"'\\<>]")
 _WORDS = {"true": "True", "false": "False", "null": "None"}
 _STRING_OR_WORD = re.compile(
@@ -57,10 +67,19 @@ def split_system(system: str) -> tuple[str, list[Any]]:
             and isinstance(value, list)
             and all(isinstance(item, dict) and "name" in item for item in value)
         ):
-            before = _INTRODUCTION.sub("", system[: opening.start()])
-            after = _CALLING_RULES.sub("", system[end:])
-            return f"{before.strip()}\n{after.strip(' .')}".strip(), value
+            before = _without_introduction(system[: opening.start()])
+            after = system[end:].lstrip(" .")
+            kept = (_CALLING_RULE.sub("", text).strip() for text in (before, after))
+            return "\n".join(filter(None, kept)), value
     return system.strip(), []
+
+
+def _without_introduction(text: str) -> str:
+    """The text without the sentence at its end that announces the list."""
+    found = list(_INTRODUCTION.finditer(text))
+    if not found or found[-1].end() < len(text):
+        return text
+    return text[: max(text.rfind(mark, 0, found[-1].start()) for mark in "\n.") + 1]
 
 
 def find_calls(text: str, names: Sequence[str]) -> tuple[tuple[Call, ...], str]:
