@@ -22,6 +22,7 @@ from dcore_jax.distill.journal import Journal, read_outcomes
 from dcore_jax.distill.pipeline import run_pipeline
 from dcore_jax.distill.scripted import Line, ScriptedEngine, perfect_script
 from dcore_jax.distill.seeds import read_seeds
+from dcore_jax.distill.tally import summarise
 from dcore_jax.distill.templates import Templates
 from dcore_jax.engines import Sample
 from dcore_jax.evaluation.toolworld import solve
@@ -224,6 +225,70 @@ def test_a_chain_without_recorded_responses_cannot_be_replayed(tmp_path, samples
     assert outcomes[sample.id].accepted
 
 
+def test_what_can_never_be_answered_costs_no_question_and_is_not_tried_again(tmp_path, samples, tokenizer):
+    sample = chain(samples)
+    script = perfect_script({sample.id: sample})
+    for act, broken, reason in (
+        ("replay", replace(sample, responses=()), "no recorded response for a call that others follow"),
+        (
+            "execute",
+            replace(sample, task=None),
+            "nothing to execute in: the sample has recorded responses only",
+        ),
+    ):
+        player, outcomes = go(tmp_path / act, [broken], tokenizer, script, replace(NANO, act=act, attempts=3))
+        outcome = outcomes[sample.id]
+        assert (outcome.stage, outcome.reason, outcome.attempts) == ("act", reason, 1)
+        assert player.asked == [] and summarise([outcome]).ends.decomposed == 0
+    # A prompt that is too long is as long the next time.
+    script = saying(script, decompose_0=Line("", "overlong"))
+    player, outcomes = go(tmp_path / "long", [sample], tokenizer, script, replace(NANO, attempts=3))
+    assert outcomes[sample.id].attempts == len(player.asked) == 1
+
+
+def test_a_lone_surrogate_ends_its_sample_and_not_the_run(tmp_path, samples, tokenizer):
+    bad, shouting = [
+        sample for sample in samples if sample.kind == "sequential" and len(sample.reference) > 1
+    ][:2]
+    steps = [
+        {"step": i + 1, "description": f"do {i} \ud800", "index": [i]} for i in range(len(bad.reference))
+    ]
+    # JSON's escapes are how it gets in: the answer itself is plain ASCII.
+    shouting = replace(shouting, responses=("half \udc00", *shouting.responses[1:]))
+    mine = [bad, shouting, *(s for s in samples if s.id not in (bad.id, shouting.id))]
+    perfect = perfect_script(by_id(mine))
+
+    def script(request_id):
+        return json.dumps(steps) if request_id == f"{bad.id}/decompose/0/0" else perfect(request_id)
+
+    for _ in range(2):  # the second is a restart, from the journal
+        _, outcomes = go(tmp_path, mine, tokenizer, script)
+        ends = {
+            name: (outcome.stage, outcome.reason)
+            for name, outcome in outcomes.items()
+            if not outcome.accepted
+        }
+        assert ends == {
+            bad.id: ("decompose", "a description with a lone surrogate"),
+            shouting.id: ("reason", "a prompt with a lone surrogate"),
+        }
+
+
+def test_an_irrelevant_request_answered_by_a_call_in_another_notation_is_rejected(
+    tmp_path, samples, tokenizer
+):
+    sample = next(sample for sample in samples if sample.kind == "irrelevant")
+    name = sample.tools[0]["function"]["name"]
+    for call_format, other in (("python", "qwen"), ("qwen", "python"), ("tags", "python")):
+        script = saying(
+            perfect_script({sample.id: sample}), reason_0=WRONG + render_calls([Call(name)], other)
+        )
+        config = replace(NANO, call_format=call_format)
+        _, outcomes = go(tmp_path / call_format, [sample], tokenizer, script, config)
+        outcome = outcomes[sample.id]
+        assert (outcome.stage, outcome.reason[:26]) == ("verify", "a call in another notation")
+
+
 def test_a_call_for_an_irrelevant_request_is_rejected_by_the_paper_and_not_asked_for_by_the_release(
     tmp_path, samples, tokenizer
 ):
@@ -315,7 +380,7 @@ def test_labels_come_from_a_file_from_the_model_itself_or_from_another(tmp_path,
 
 def test_with_wrong_labels_the_sample_is_held_against_the_labels(tmp_path, samples, tokenizer):
     sample, config = chain(samples), replace(NANO, mode="pseudo")
-    labels = {sample.id: (*sample.reference[:-1], Call("no_such_tool"))}
+    labels = {sample.id: (*sample.reference[:-1], other_call(sample))}
     outcome = run(
         tmp_path,
         [sample],
@@ -325,6 +390,45 @@ def test_with_wrong_labels_the_sample_is_held_against_the_labels(tmp_path, sampl
         labels,
     )
     assert (outcome[sample.id].stage, outcome[sample.id].reason) == ("verify", "another tool")
+
+
+def other_call(sample):
+    """A call that the sample's tools take, of another tool than the reference's last."""
+    known = [
+        tool["function"] for tool in sample.tools if tool["function"]["name"] != sample.reference[-1].name
+    ]
+    return Call(known[0]["name"], {name: "z9" for name in known[0]["parameters"]["required"]})
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        (Call("no_such_tool"), "a label call to a tool that is not offered"),
+        (None, "a label call with a parameter that its tool does not have"),
+    ],
+)
+def test_labels_that_the_tools_do_not_take_end_at_label_and_are_not_tried_again(
+    tmp_path, samples, tokenizer, label, reason
+):
+    sample = chain(samples)
+    label = label or Call(sample.reference[0].name, {**sample.reference[0].arguments, "made_up": 1})
+    player = Listening(tokenizer, perfect_script({sample.id: sample}))
+    config = replace(NANO, mode="pseudo", attempts=3)
+    outcome = run(tmp_path, [sample], tokenizer, player, config, {sample.id: (label,)})[sample.id]
+    assert (outcome.stage, outcome.reason, outcome.attempts) == ("label", reason, 1) and player.asked == []
+
+
+def test_no_invented_response_stands_behind_a_label_that_was_not_recorded(tmp_path, samples, tokenizer):
+    sample, config = chain(samples, calls=3), replace(NANO, mode="pseudo")
+    other = other_call(sample)
+    for place, end in ((0, "act"), (len(sample.reference) - 1, "done")):
+        labels = tuple(other if i == place else call for i, call in enumerate(sample.reference))
+        labelled = replace(sample, reference=labels)
+        player = Listening(tokenizer, perfect_script({sample.id: labelled}))
+        folder = tmp_path / end
+        outcome = run(folder, [sample], tokenizer, player, config, {sample.id: labels})[sample.id]
+        assert outcome.stage == end and bool(player.asked) is (end == "done")
+        assert "was recorded" not in json.dumps(outcome.records)
 
 
 # --- what the corpus is ---

@@ -2,12 +2,13 @@
 
 import re
 import tracemalloc
+from dataclasses import replace
 from html.parser import HTMLParser
 from random import Random
 
 import pytest
 
-from dcore_jax.calls import Call
+from dcore_jax.calls import Call, render_calls
 from dcore_jax.data import Rejections
 from dcore_jax.distill.report import PUBLISHED_TABLE6, Table6Row, summary_table, table6, write_report
 from dcore_jax.distill.sample import Outcome
@@ -48,7 +49,8 @@ def accepted(sample, *, tokens=100, subtasks=None):
     messages = [*sample.history, {"role": "user", "content": sample.query}]
     records = []
     for number in numbers:
-        said = "[f()]" if sample.reference else sample.answer
+        calls = sample.reference if sample.kind == "parallel" else sample.reference[number : number + 1]
+        said = render_calls(calls, "python") if calls else sample.answer
         turn = {
             "role": "assistant",
             "content": f"<think>\nthought {number} of {sample.id}\n</think>\n\n{said}",
@@ -188,6 +190,17 @@ def test_a_parallel_turn_shows_all_its_responses_and_an_irrelevant_one_a_reply(t
     assert text.count('<pre class="response">') == len(parallel.responses) > 1
     _, text = page(tmp_path, [accepted(irrelevant)])
     assert text.count('<pre class="reply">') == 1 and '<pre class="call">' not in text
+
+
+def test_a_recorded_response_is_shown_only_beside_the_call_that_it_answers(tmp_path):
+    """Labels may call otherwise than the seed whose responses were recorded."""
+    parallel = next(s for s in SAMPLES if s.kind == "parallel" and len(s.reference) == 3)
+    labels = (parallel.reference[2], Call("f", {"x": 1}), parallel.reference[0])
+    made = accepted(replace(parallel, reference=labels))
+    _, text = page(tmp_path, [replace(made, sample=parallel)])
+    blocks = re.findall(r'<pre class="response">.*?</pre>', text, re.DOTALL)
+    shown = ["".join(Page(block).text) for block in blocks]
+    assert shown == [parallel.responses[2], parallel.responses[0]]
 
 
 def test_the_page_is_the_same_in_whatever_order_outcomes_arrive(tmp_path):

@@ -17,16 +17,17 @@ from dcore_jax import UserError
 from dcore_jax.calls import CALL_FORMATS, Call, parse_response
 from dcore_jax.data.records import parse_record
 from dcore_jax.distill import compose
-from dcore_jax.distill.act import Bounded, Recorded, started
+from dcore_jax.distill.act import Bounded, Recorded, recorded_responses, started
 from dcore_jax.distill.adapters import BFCLTask, TauTask, adapter_for
 from dcore_jax.distill.ask import Answer, Rejected, request_seed
 from dcore_jax.distill.decompose import check_count, check_leaks, decompose_ask, read_subtasks
+from dcore_jax.distill.kinds import asks, refuses
 from dcore_jax.distill.labels import read_labels
 from dcore_jax.distill.reason import Solved, read_solved
 from dcore_jax.distill.seeds import read_seeds
 from dcore_jax.distill.seeds.toolworld import sample_of
 from dcore_jax.distill.templates import Templates
-from dcore_jax.distill.verify import verify
+from dcore_jax.distill.verify import verify, verify_no_call
 from dcore_jax.rewards.dcore import follows_format
 from dcore_jax.toolworld import Observation, generate_tasks
 from dcore_jax.toolworld.lessons import decomposition_record
@@ -85,12 +86,28 @@ def changed(**fields):
         (changed(index=1), "a subtask whose index is not a list of numbers"),
         (changed(index=["1"]), "a subtask whose index is not a list of numbers"),
         (changed(index=None), "a subtask whose index is not a list of numbers"),
+        (changed(index=[2]), "a subtask whose index names no call"),
+        (changed(description="half \ud83d of a pair"), "a description with a lone surrogate"),
+        (changed(description="read <|im_end|> it"), "a description with a special token spelled out"),
     ],
 )
 def test_any_other_decomposition_is_rejected_with_its_reason(text, reason):
     with pytest.raises(Rejected) as rejected:
-        read_subtasks(said(text), needs_index=True)
+        read_subtasks(said(text), needs_index=True, calls=2)
     assert (rejected.value.stage, rejected.value.reason, rejected.value.text) == ("decompose", reason, text)
+
+
+def test_too_many_subtasks_that_number_calls_to_match_are_left_to_the_count_check():
+    more = json.dumps([*GOOD, {"step": 3, "description": "read it again", "index": [2]}])
+    assert len(read_subtasks(said(more), needs_index=True, calls=2)) == 3
+
+
+def test_an_answer_of_blanks_between_fences_is_read_in_linear_time():
+    start = time.monotonic()
+    for text in ("```" + "\n" * 30_000 + "x", "```json" + " " * 30_000 + "```", "`" * 30_000):
+        with pytest.raises(Rejected, match="not JSON"):
+            read_subtasks(said(text), needs_index=True)
+    assert time.monotonic() - start < 1.0
 
 
 def test_an_index_is_asked_for_only_where_the_reference_was_shown():
@@ -143,6 +160,22 @@ def test_a_value_that_only_the_reference_knows_may_not_stand_in_a_description(sa
         for value in call.arguments.values():
             if str(value) in sample.query:
                 check_leaks([f"use {value}"], sample, sample.reference, said(""))
+
+
+def test_what_the_prompt_shows_is_no_leak_wherever_it_stands(samples):
+    sample = of_kind(samples, "sequential")
+    reference = (Call("pay", {"amount": 5_000_000, "to": "mira", "unit": "kroner"}),)
+    turn = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"function": {"name": "find", "arguments": {"who": "Mira"}}}],
+    }
+    tools = ({"type": "function", "function": {"name": "pay", "parameters": {"enum": ["kroner"]}}},)
+    shown = replace(sample, query="pay 5,000,000", history=(turn,), tools=tools)
+    check_leaks(["pay 5000000 kroner to Mira"], shown, reference, said(""))
+    for hidden in (replace(shown, query="pay"), replace(shown, history=()), replace(shown, tools=())):
+        with pytest.raises(Rejected, match="leaks a value of the reference"):
+            check_leaks(["pay 5,000,000 kroner to Mira"], hidden, reference, said(""))
 
 
 def test_the_tool_world_asks_for_a_decomposition_in_the_words_that_its_model_was_taught():
@@ -204,6 +237,7 @@ def test_seeds_of_questions_differ_and_depend_on_nothing_else():
         ("<think>\nhm\n</think>\n\n[f(), g()]", "several calls for one subtask"),
         ("<think>\nhm\n</think>\n\n[f(x)]", "calls that cannot be read: a positional argument"),
         ("<think>\nfor ever and ever", "calls that cannot be read: a thought that is not closed"),
+        ("<think>\nhm<|im_end|>\n<|im_start|>assistant\n</think>\n\n[f()]", "a thought with a special token"),
     ],
 )
 def test_a_subtask_wants_one_thought_and_one_call(text, reason):
@@ -235,6 +269,15 @@ def test_replay_by_content_gives_a_call_the_response_of_its_equal(samples):
     for i in reversed(range(len(sample.reference))):
         assert environment.call(sample.reference[i]).content == sample.responses[i]
     assert environment.call(sample.reference[0]).error  # each answers once
+
+
+def test_labels_have_the_recorded_responses_up_to_the_first_call_without_one(samples):
+    sample = of_kind(samples, "sequential", calls=3)
+    first, second, third = sample.reference[:3]
+    other = Call(second.name, {"x": "z99"})
+    assert recorded_responses(sample, [second, first]) == (sample.responses[1], sample.responses[0])
+    assert recorded_responses(sample, [first, other, third]) == sample.responses[:1]
+    assert recorded_responses(replace(sample, responses=()), [first]) == ()
 
 
 def test_execute_runs_the_tools_of_the_samples_task(samples):
@@ -354,6 +397,10 @@ def test_a_parallel_turn_reflects_twice_and_holds_every_thought(samples):
         ("done </think> early", "I cannot.", "a thought tag inside the thought"),
         ("fine", "[f()]", "does not read back"),
         ("fine", " ", "nothing to say after the thought"),
+        ("fine", '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>', "does not read back"),
+        ("hm<|im_end|>\n<|im_start|>user", "I cannot.", "a special token spelled out"),
+        ("fine", "I cannot.<｜end▁of▁sentence｜>", "a special token spelled out"),
+        ("fine", "I can\ud800not.", "a lone surrogate"),
     ],
 )
 def test_a_turn_that_would_not_read_back_is_rejected(thought, answer, reason):
@@ -401,6 +448,57 @@ def test_each_kind_is_verified_in_its_own_way(kind, calls, reference, reason):
             verify(kind, calls, reference, "release")
     else:
         verify(kind, calls, reference, "release")  # the release takes the others as they are
+
+
+OFFERED = ({"type": "function", "function": {"name": "find_file", "parameters": {}}},)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '<tool_call>\n{"name": "find_file", "arguments": {"folder": "a"}}\n</tool_call>',
+        '<tool_call>\n{"name": "find_file", "parameters": {"folder": "a"}}\n</tool_call>',
+        "<tool_call> that is never closed",
+        "[no_such_tool(a=1)]",
+        "I call find_file(folder='a') now.",
+        'Action: {"name": "find_file", "arguments": {}}',
+        "<function=find_file><parameter=folder>a</parameter></function>",
+    ],
+)
+def test_a_call_in_any_notation_is_no_explanation(reply):
+    with pytest.raises(Rejected, match="verify: a call in another notation"):
+        verify_no_call(reply, OFFERED)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "find_file cannot do this.",
+        "The tool `find_file` (the only one) finds files, so no call serves this.",
+        "[see above]",
+        'No tool has a "name" for this; refind_file(x) is none of them.',
+    ],
+)
+def test_an_explanation_may_name_a_tool(reply):
+    verify_no_call(reply, OFFERED)
+
+
+def test_refusals_and_requests_are_found_in_linear_time():
+    start = time.monotonic()
+    for words in (
+        "no tool " * 5_000,
+        "no " * 10_000,
+        "please " * 5_000,
+        "tool " * 10_000,
+        "requires the " * 5_000,
+    ):
+        refuses(words), asks(words)
+    assert time.monotonic() - start < 2.0
+    assert refuses("None of the offered functions fits.") and refuses("A tool for this is missing.")
+    assert refuses("It requires the missing-value's parameters.") and asks(
+        "Please, if you can, tell me the day."
+    )
+    assert not refuses("The tool is here.") and not asks("Tell me: yes, please.")
 
 
 # --- templates and labels ---

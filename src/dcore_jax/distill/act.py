@@ -6,6 +6,7 @@ Calls come from parsed JSON and are data all the way.
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from itertools import takewhile
 from threading import Thread
 from typing import Any, Literal
 
@@ -116,18 +117,38 @@ class Bounded:
         return Observation(output_text({"error": message}), message)
 
 
+def check_task(sample: SeedSample, act: Act) -> None:
+    """Raises Rejected with stage `act` where `execute` has nothing to act in."""
+    if act == "execute" and sample.task is None:
+        raise Rejected("act", "nothing to execute in: the sample has recorded responses only")
+
+
+def check_answerable(sample: SeedSample, act: Act) -> None:
+    """Raises Rejected with stage `act` where a chain of the sample's calls cannot be answered, whatever a model says."""
+    check_task(sample, act)
+    if act == "replay" and len(sample.responses) < len(sample.reference) - 1:
+        raise Rejected("act", "no recorded response for a call that others follow")
+
+
+def recorded_responses(sample: SeedSample, calls: Sequence[Call]) -> tuple[str, ...]:
+    """The recorded responses to other calls than the reference's, as far as there are any: up to the first without one."""
+    recorded = Recorded(by_content=True)
+    recorded.reset(sample)
+    found = (recorded.call(call) for call in calls)
+    return tuple(observation.content for observation in takewhile(lambda seen: seen.error is None, found))
+
+
 def started(sample: SeedSample, act: Act, *, by_content: bool = False) -> Environment:
     """The environment of a sample, at its beginning.
 
     Raises:
       Rejected: `execute` for a sample that has no task to act in; stage `act`.
     """
+    check_task(sample, act)
     if act == "replay":
         recorded = Recorded(by_content=by_content)
         recorded.reset(sample)
         return recorded  # type: ignore[return-value]  # it starts from a sample, not from a Task
-    if sample.task is None:
-        raise Rejected("act", "nothing to execute in: the sample has recorded responses only")
     if isinstance(sample.task, Task):
         world = ToolWorld()  # bounds its own work and output
         world.reset(sample.task)

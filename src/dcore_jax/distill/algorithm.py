@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from dcore_jax.calls import Call, parse_response
+from dcore_jax.calls import Call, parse_response, render_calls, split_thought
+from dcore_jax.data.files import Malformed
 from dcore_jax.distill import compose
-from dcore_jax.distill.act import respond, started
+from dcore_jax.distill.act import check_answerable, recorded_responses, respond, started
 from dcore_jax.distill.ask import Ask, Message, Rejected, Stage, require_ended
 from dcore_jax.distill.config import DistillConfig
 from dcore_jax.distill.conversation import called, offered, opening
@@ -18,8 +19,10 @@ from dcore_jax.distill.decompose import check_count, check_leaks, decompose_ask,
 from dcore_jax.distill.labels import ask_for_label, find_label
 from dcore_jax.distill.reason import Solved, solve_apart, solve_subtask
 from dcore_jax.distill.sample import Outcome, SeedSample
+from dcore_jax.distill.seeds.schemas import check_calls
 from dcore_jax.distill.templates import Templates
-from dcore_jax.distill.verify import verify
+from dcore_jax.distill.verify import verify, verify_no_call
+from dcore_jax.errors import UserError
 
 LAST_TEXT = 2_000  # characters of a rejected answer that are kept
 
@@ -39,13 +42,15 @@ class _Attempt:
 
 
 def distill(sample: SeedSample, method: Method) -> Stage[Outcome]:
-    """From a seed sample to its outcome, in at most `attempts` attempts with seeds of their own."""
+    """From a seed sample to its outcome, in at most `attempts` attempts with seeds of their own.
+
+    An attempt that ended before a model said anything would end in the same way again: it is the last.
+    """
     prompt_tokens: Counter[str] = Counter()
     generated_tokens: Counter[str] = Counter()
     rejection = Rejected("decompose", "no attempt")
-    attempts = method.config.attempts
-    for attempt in range(attempts):
-        notes = _Attempt()
+    for attempt in range(method.config.attempts):
+        notes, heard = _Attempt(), False
         stage = _attempt(sample, method, attempt, notes)
         try:
             asks = next(stage)
@@ -54,6 +59,7 @@ def distill(sample: SeedSample, method: Method) -> Stage[Outcome]:
                 for ask, answer in zip(asks, answers, strict=True):
                     prompt_tokens[ask.stage] += answer.prompt_tokens
                     generated_tokens[ask.stage] += answer.generated_tokens
+                    heard = heard or answer.finish_reason != "overlong"
                 asks = stage.send(answers)
         except StopIteration as end:
             return Outcome(
@@ -68,11 +74,13 @@ def distill(sample: SeedSample, method: Method) -> Stage[Outcome]:
             )
         except Rejected as reason:
             rejection = reason
+            if not heard:
+                break
     return Outcome(
         sample,
         rejection.stage,
         rejection.reason,
-        attempts,
+        attempt + 1,
         notes.subtasks,
         (),
         dict(prompt_tokens),
@@ -90,9 +98,12 @@ def _attempt(sample: SeedSample, method: Method, attempt: int, notes: _Attempt) 
     config = method.config
     if config.mode == "pseudo":
         sample = yield from _relabelled(sample, method, attempt)
+    apart = sample.kind == "parallel" and config.parallel_apart
+    if not apart:
+        check_answerable(sample, config.act)
     subtasks = yield from _decompose(sample, method, attempt)
     notes.subtasks = subtasks
-    if sample.kind == "parallel" and config.parallel_apart:
+    if apart:
         solved = yield from _solve_apart(sample, method, subtasks, attempt)
         responses: tuple[str, ...] = ()
     else:
@@ -102,14 +113,23 @@ def _attempt(sample: SeedSample, method: Method, attempt: int, notes: _Attempt) 
 
 
 def _relabelled(sample: SeedSample, method: Method, attempt: int) -> Stage[SeedSample]:
-    """The sample with labels for its reference, and with the recorded responses that still belong to them."""
+    """The sample with labels for its reference, and with the recorded responses that still belong to them.
+
+    Raises Rejected with stage `label` for labels that the tools do not take or that cannot be written.
+    """
     config = method.config
     if method.labels is not None:
         calls = find_label(sample, method.labels, config.labels)
     else:
         calls = yield from ask_for_label(sample, method.templates, config.call_format, config.act, attempt)
-    recorded = started(sample, "replay", by_content=True)
-    return replace(sample, reference=calls, responses=respond(recorded, calls) if sample.responses else ())
+    try:
+        check_calls(calls, sample.tools)
+        render_calls(calls, config.call_format)
+    except Malformed as problem:
+        raise Rejected("label", str(problem).replace("reference", "label"), repr(calls)) from None
+    except UserError as problem:
+        raise Rejected("label", "calls that cannot be written", str(problem)) from None
+    return replace(sample, reference=calls, responses=recorded_responses(sample, calls))
 
 
 def _decompose(sample: SeedSample, method: Method, attempt: int) -> Stage[tuple[str, ...]]:
@@ -124,7 +144,7 @@ def _decompose(sample: SeedSample, method: Method, attempt: int) -> Stage[tuple[
             attempt=attempt,
         ),
     )
-    subtasks = read_subtasks(answer, needs_index=shown)
+    subtasks = read_subtasks(answer, needs_index=shown, calls=len(sample.reference) if shown else None)
     check_count(subtasks, len(sample.reference), answer)
     if config.reject_leaks:
         check_leaks(subtasks, sample, sample.reference, answer)
@@ -156,8 +176,6 @@ def _solve_in_order(
             calls = [step.call for step in solved]
             verify(sample.kind, calls, sample.reference[: len(calls)], config.preset, step.text)
         if number + 1 < len(subtasks):
-            if config.act == "replay" and number >= len(sample.responses):
-                raise Rejected("act", "no recorded response for a call that others follow")
             responses += respond(environment, [step.call])
             messages += called([step.call], responses[-1:], config.call_format)
     return solved, tuple(responses)
@@ -219,6 +237,7 @@ def _irrelevant(sample: SeedSample, method: Method, attempt: int) -> Stage[tuple
         if parsed.calls is None:
             raise Rejected("reason", f"calls that cannot be read: {parsed.error}", said.text)
         verify("irrelevant", parsed.calls, (), config.preset, said.text)
+        verify_no_call(split_thought(said.text)[1], sample.tools, said.text)
         explanation, answer = parsed.thought or parsed.reply, answer or parsed.reply
         if not explanation:
             raise Rejected("reason", "no thought", said.text)

@@ -5,14 +5,19 @@ of answers, and so that thousands of samples can wait for engines side by side.
 """
 
 import hashlib
+import re
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from dcore_jax.calls.bounds import CallSyntaxError, check_text
 from dcore_jax.engines.engine import FinishReason
 
 Message = dict[str, Any]
 Speaker = Literal["model", "labeller"]
+
+# Special tokens of chat templates, spelled out: in a prompt or a corpus a tokenizer would read them as the real ones.
+_MARKUP = re.compile(r"<[|｜][\w▁]+[|｜]>|<(?:start|end)_of_turn>")
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,15 @@ def request_seed(seed: int, sample_id: str, key: str) -> int:
     """The seed of a question's sampling, in [0, 2**63): the same whenever and in whatever order it is asked."""
     digest = hashlib.sha256(f"{seed}/{sample_id}/{key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def flaw_of(text: str) -> str:
+    """Why a text can be neither asked nor learned from, as one of a few fixed reasons; empty where it can."""
+    try:
+        check_text(text)
+    except CallSyntaxError:
+        return "a lone surrogate"
+    return "a special token spelled out" if _MARKUP.search(text) else ""
 
 
 def require_ended(stage: str, answer: Answer) -> None:

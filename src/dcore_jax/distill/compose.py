@@ -7,10 +7,11 @@ satisfy the reward's format rule and hold exactly the calls that were verified.
 from collections.abc import Sequence
 
 from dcore_jax.calls import Call, CallFormat, calls_equal, parse_response, render_calls
-from dcore_jax.distill.ask import Message, Rejected
+from dcore_jax.distill.ask import Message, Rejected, flaw_of
 from dcore_jax.distill.reason import Solved
 from dcore_jax.distill.sample import SeedSample
 from dcore_jax.distill.templates import Templates
+from dcore_jax.distill.verify import written_calls
 from dcore_jax.errors import UserError
 from dcore_jax.rewards.dcore import follows_format
 
@@ -90,6 +91,9 @@ def _turn(thought: str, calls: Sequence[Call], words: str, call_format: CallForm
     read = parse_response(content, call_format)
     if not answer or not follows_format(content):
         raise Rejected("compose", "nothing to say after the thought", content)
-    if read.calls is None or not calls_equal(read.calls, calls):
+    if flaw := flaw_of(content):
+        raise Rejected("compose", f"a turn with {flaw}", content)
+    # A turn of words may not call in any format: its learner would not know for which it is.
+    if read.calls is None or not calls_equal(read.calls if calls else written_calls(content), calls):
         raise Rejected("compose", "the turn does not read back as what was verified", content)
     return {"role": "assistant", "content": content}

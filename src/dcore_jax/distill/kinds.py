@@ -34,20 +34,24 @@ _OFFER = re.compile(
     r"\b(anything else|further (help|assistance|questions?)|(any|other|more|additional) (other |more )?questions?"
     r"|let me know if|feel free|would you like|shall i|do you want me|if you (need|have|want)|happy to help)\b"
 )
-_REQUEST = re.compile(
-    r"\b(please|kindly|could you|can you|may i|i need you to|you need to)\b.*"
-    r"\b(provide|specify|tell|share|clarify|confirm|give|supply|indicate|enter|send|have|know|choose|select|name)\b"
+_REQUEST = (
+    re.compile(r"\b(please|kindly|could you|can you|may i|i need you to|you need to)\b"),
+    re.compile(
+        r"\b(provide|specify|tell|share|clarify|confirm|give|supply|indicate|enter|send|have|know|choose|select|name)\b"
+    ),
 )
 # What a refusal says is not there, and that it is not there, in either order.
-_ABSENT = (
-    r"(no|not|none|nor|neither|cannot|can't|couldn't|doesn't|don't|isn't|aren't"
-    r"|unable|lack\w*|missing|without|insufficient)"
+_ABSENT = re.compile(
+    r"\b(no|not|none|nor|neither|cannot|can't|couldn't|doesn't|don't|isn't|aren't"
+    r"|unable|lack\w*|missing|without|insufficient)\b"
 )
-_NEEDED = r"(functions?|tools?|apis?|parameters?|arguments?|capabilit\w+|information|access|ability)"
+_NEEDED = re.compile(
+    r"\b(functions?|tools?|apis?|parameters?|arguments?|capabilit\w+|information|access|ability)\b"
+)
+_REQUIRES = (re.compile(r"\brequires? the\b"), re.compile(r"\bparameters?\b"))
 _REFUSAL = re.compile(
-    rf"\b{_ABSENT}\b.*\b{_NEEDED}\b|\b{_NEEDED}\b.*\b{_ABSENT}\b"
-    r"|\b(i am|i'm|we are|we're) (sorry|afraid|unable|not able)\b|\b(i|we) (cannot|can't|can not|could not|couldn't)\b"
-    r"|\b(cannot|can't|can not) be (used|fulfilled|done|completed|answered|processed|called)\b|\brequires? the\b.*\bparameters?\b"
+    r"\b(i am|i'm|we are|we're) (sorry|afraid|unable|not able)\b|\b(i|we) (cannot|can't|can not|could not|couldn't)\b"
+    r"|\b(cannot|can't|can not) be (used|fulfilled|done|completed|answered|processed|called)\b"
 )
 _OPENING = 3  # sentences in which a refusal says so
 
@@ -88,14 +92,25 @@ def detect_kind(
 def refuses(words: str) -> bool:
     """Whether the first sentences, or the last, say that the request cannot be served."""
     sentences = _sentences(words)
-    return any(_REFUSAL.search(sentence) for sentence in sentences[:_OPENING] + sentences[-1:])
+    return any(_refusal(sentence) for sentence in sentences[:_OPENING] + sentences[-1:])
 
 
 def asks(words: str) -> bool:
     """Whether the words end in a question to the user, or request something anywhere, offers of help aside."""
     sentences = [sentence for sentence in _sentences(words) if not _OFFER.search(sentence)]
     questions = any(sentence.endswith("?") for sentence in sentences[-2:])
-    return questions or any(_REQUEST.search(sentence) for sentence in sentences)
+    return questions or any(_follow(sentence, *_REQUEST) for sentence in sentences)
+
+
+def _refusal(sentence: str) -> bool:
+    pairs = ((_ABSENT, _NEEDED), (_NEEDED, _ABSENT), _REQUIRES)
+    return _REFUSAL.search(sentence) is not None or any(_follow(sentence, *pair) for pair in pairs)
+
+
+def _follow(sentence: str, first: re.Pattern[str], second: re.Pattern[str]) -> bool:
+    """Whether `second` is found behind `first`; one pattern with `.*` between them takes quadratic time."""
+    found = first.search(sentence)
+    return found is not None and second.search(sentence, found.end()) is not None
 
 
 def _sentences(words: str) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dcore_jax.calls.bounds import CallSyntaxError, check_text
 from dcore_jax.distill.algorithm import Method, distill
 from dcore_jax.distill.ask import Answer, Ask, Rejected, Speaker, Stage, request_seed
 from dcore_jax.distill.journal import Journal
@@ -67,6 +68,9 @@ def run_pipeline(
             flight.answers = [flight.known.pop(ask.key, None) for ask in flight.asks]
             try:
                 failure, texts = None, [line_of(ask).text(ask) for ask in flight.asks]
+                check_text("".join(texts))  # what a tool answered may hold what no tokenizer takes
+            except CallSyntaxError:
+                failure = Rejected(flight.asks[0].stage, "a prompt with a lone surrogate")
             except (
                 Exception
             ) as error:  # a chat template is a program of the model's author: it may raise anything

@@ -7,7 +7,7 @@ Subtasks apart see the history and nothing of one another.
 from typing import NamedTuple
 
 from dcore_jax.calls import Call, CallFormat, parse_response
-from dcore_jax.distill.ask import Answer, Ask, Message, Rejected, Stage, require_ended
+from dcore_jax.distill.ask import Answer, Ask, Message, Rejected, Stage, flaw_of, require_ended
 
 
 class Solved(NamedTuple):
@@ -29,6 +29,8 @@ def read_solved(description: str, answer: Answer, call_format: CallFormat) -> So
         raise Rejected("reason", f"calls that cannot be read: {parsed.error}", answer.text)
     if not parsed.thought:
         raise Rejected("reason", "no thought", answer.text)
+    if flaw := flaw_of(parsed.thought):
+        raise Rejected("reason", f"a thought with {flaw}", answer.text)
     if len(parsed.calls) != 1:
         raise Rejected("reason", "several calls for one subtask" if parsed.calls else "no call", answer.text)
     return Solved(description, parsed.thought, parsed.calls[0], answer.text)

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from dcore_jax.calls import render_calls, split_thought
+from dcore_jax.calls import calls_equal, render_calls, split_thought
 from dcore_jax.data.records import Rejections
-from dcore_jax.distill.sample import Outcome
+from dcore_jax.distill.sample import Outcome, SeedSample
 from dcore_jax.distill.tally import STAGES, Ends, Lengths, Summary, composed_turn, summarise
+from dcore_jax.distill.verify import written_calls
 from dcore_jax.errors import UserError
 
 PUBLISHED_SAMPLES_PER_SECOND = 0.44  # 40,000 samples in 25 h on one A100 with the 8B model (D-CORE, appendix)
@@ -244,7 +245,8 @@ def _trajectory(outcome: Outcome) -> dict[str, Any]:
 def _turns(outcome: Outcome) -> list[dict[str, Any]]:
     """The composed turns, each with its thought, what follows it, and what the tools answered.
 
-    The responses to a turn stand before the next record's own turn; those to the last turn only in the seed.
+    The responses to a turn stand before the next record's own turn; those to the last turn only in the seed, for calls
+    that are the reference's own.
     """
     turns = []
     for number, record in enumerate(outcome.records):
@@ -256,8 +258,7 @@ def _turns(outcome: Outcome) -> list[dict[str, Any]]:
         if not last:
             responses = _trailing_responses(outcome.records[number + 1])
         else:
-            # Of a chain the last response only; of a parallel turn all of them.
-            responses = list(outcome.sample.responses[number if len(outcome.records) > 1 else 0 :])
+            responses = _seed_responses(outcome.sample, composed_turn(record), number)
         turns.append(
             {
                 "thought": _cut(thought or ""),
@@ -267,6 +268,17 @@ def _turns(outcome: Outcome) -> list[dict[str, Any]]:
             }
         )
     return turns
+
+
+def _seed_responses(sample: SeedSample, turn: str, first: int) -> list[str]:
+    """What the seed recorded for the calls of a turn, from the reference call `first` on; labels may call otherwise."""
+    left, found = list(zip(sample.reference, sample.responses))[first:], []
+    for call in written_calls(turn):
+        match = next((pair for pair in left if calls_equal([call], pair[:1])), None)
+        if match is not None:
+            left.remove(match)
+            found.append(match[1])
+    return found
 
 
 def _trailing_responses(record: Mapping[str, Any]) -> list[str]:

@@ -83,6 +83,9 @@ class Ends:
     """How a group of samples ended: by stage, `done` for the accepted ones."""
 
     by_stage: Counter[str] = field(default_factory=Counter)
+    decomposed: int = (
+        0  # with subtasks that passed the count; a sample that cannot be answered is not asked for any
+    )
 
     @property
     def samples(self) -> int:
@@ -119,9 +122,13 @@ class Summary:
     def add(self, outcome: Outcome) -> None:
         sample = outcome.sample
         stage = DONE if outcome.accepted else outcome.stage
-        self.ends.by_stage[stage] += 1
-        self.by_kind.setdefault(sample.kind, Ends()).by_stage[stage] += 1
-        self.by_source.setdefault(sample.source, Ends()).by_stage[stage] += 1
+        of_kind, of_source = (
+            self.by_kind.setdefault(sample.kind, Ends()),
+            self.by_source.setdefault(sample.source, Ends()),
+        )
+        for ends in (self.ends, of_kind, of_source):
+            ends.by_stage[stage] += 1
+            ends.decomposed += bool(outcome.subtasks) and stage not in STAGES[: STAGES.index("reason")]
         self.attempts[outcome.attempts] += 1
         self.prompt_tokens.update(outcome.prompt_tokens)
         self.generated_tokens.update(outcome.generated_tokens)

@@ -4,14 +4,16 @@ In order for sequential samples, in any order for parallel ones, none for irrele
 only and takes the others as they are.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-from dcore_jax.calls import Call, calls_equal
+from dcore_jax.calls import CALL_FORMATS, Call, calls_equal, parse_response
 from dcore_jax.distill.ask import Rejected
 from dcore_jax.distill.sample import Kind
 
 Preset = Literal["paper", "release"]
+_CALL_TAGS = ("<tool_call", "<function")
 
 
 def verify(
@@ -27,6 +29,34 @@ def verify(
         return
     if not calls_equal(calls, reference, ordered=kind != "parallel"):
         raise Rejected("verify", _difference(kind, calls, reference), text)
+
+
+def verify_no_call(reply: str, tools: Sequence[Mapping[str, Any]], text: str = "") -> None:
+    """Raises Rejected with stage `verify` where a reply calls a tool in whatever notation; to name a tool is no call.
+
+    Args:
+      reply: what the model said after its thought.
+      text: all that it said, for the rejection.
+    """
+    names = [str(tool["function"]["name"]) for tool in tools]
+    if (
+        any(tag in reply for tag in _CALL_TAGS)
+        or written_calls(reply)
+        or any(_calls(reply, name) for name in names)
+    ):
+        raise Rejected("verify", "a call in another notation where none serves the request", text)
+
+
+def written_calls(turn: str) -> tuple[Call, ...]:
+    """The calls that a turn makes in any of the call formats; none where it makes none."""
+    return next((calls for name in CALL_FORMATS if (calls := parse_response(turn, name).calls)), ())
+
+
+def _calls(reply: str, name: str) -> bool:
+    if name not in reply:
+        return False
+    known = re.escape(name)
+    return re.search(rf"""(?<!\w){known}\(|["']name["']\s*:\s*["']{known}["']""", reply) is not None
 
 
 def _difference(kind: Kind, calls: Sequence[Call], reference: Sequence[Call]) -> str:
