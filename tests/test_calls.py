@@ -1,7 +1,9 @@
 """Call formats: what each one reads and writes, and what it answers to a text it cannot read."""
 
 import re
+from enum import IntEnum
 
+import numpy as np
 import pytest
 
 from dcore_jax.calls import (
@@ -15,7 +17,7 @@ from dcore_jax.calls import (
     split_thought,
     values_equal,
 )
-from dcore_jax.calls.bounds import MAX_CALLS, MAX_CHARACTERS, MAX_DEPTH, MAX_VALUES
+from dcore_jax.calls.bounds import MAX_CALLS, MAX_CHARACTERS, MAX_DEPTH, MAX_DIGITS, MAX_VALUES
 from dcore_jax.errors import UserError
 
 TWO = (Call("weather.get", {"city": "Oslo", "days": 3}), Call("now", {}))
@@ -264,6 +266,47 @@ def test_the_deepest_value_that_can_be_written_can_be_read(call_format):
     assert parse_calls(render_calls([call], call_format), call_format) == (call,)
     with pytest.raises(UserError, match="nested too deep"):
         render_calls([Call("f", {"a": [[value]]})], call_format)
+
+
+def bounded(kind, size):
+    """A value of that many containers inside one another, values in all, or digits."""
+    if kind == "depth":
+        return [bounded(kind, size - 1)] if size else 1
+    return [0] * (size - 1) if kind == "values" else 10**size - 1
+
+
+@pytest.mark.parametrize("call_format", CALL_FORMATS)
+@pytest.mark.parametrize(
+    ("kind", "largest", "reason"),
+    [
+        ("depth", MAX_DEPTH, "nested too deep"),
+        ("values", MAX_VALUES, "too many values"),
+        ("digits", MAX_DIGITS, "too many digits"),
+        ("negative digits", MAX_DIGITS, "too many digits"),
+    ],
+)
+def test_every_format_reads_and_writes_up_to_the_same_bound(call_format, kind, largest, reason):
+    sign = -1 if kind.startswith("negative") else 1
+    fits, exceeds = (sign * bounded(kind.split()[-1], size) for size in (largest, largest + 1))
+    call = Call("f", {"a": fits})
+    assert parse_calls(render_calls([call], call_format), call_format) == (call,)
+    with pytest.raises(UserError, match=reason):
+        render_calls([Call("f", {"a": exceeds})], call_format)
+    written = render_calls([Call("f", {"a": "VALUE"})], call_format).replace('"VALUE"', str(exceeds))
+    with pytest.raises(UserError, match=reason):
+        parse_calls(written, call_format)
+
+
+class Level(IntEnum):
+    HIGH = 2
+
+
+@pytest.mark.parametrize("call_format", CALL_FORMATS)
+def test_numbers_that_write_themselves_otherwise_are_written_as_numbers(call_format):
+    call = Call("f", {"a": np.float64(1.5), "b": [np.float64(-1e300)], "c": Level.HIGH, "d": True})
+    (read,) = parse_calls(render_calls([call], call_format), call_format)
+    assert read.arguments == {"a": 1.5, "b": [-1e300], "c": 2, "d": True}
+    assert [type(value) for value in read.arguments.values()] == [float, list, int, bool]
 
 
 def test_values_are_compared_by_type_and_size():

@@ -8,9 +8,10 @@ from dcore_jax.calls.call import JSON
 MAX_CHARACTERS = 65_536  # of the call part of one response
 MAX_CALLS = 256  # in one response
 MAX_DEPTH = 32  # of lists and mappings inside one argument
-MAX_VALUES = 4_096  # scalars and containers in one response, together
-MAX_DIGITS = 400  # of one number; the largest float has 309
+MAX_VALUES = 4_096  # scalars and containers inside the arguments of one response, together
+MAX_DIGITS = 400  # of one number, its sign aside; the largest float has 309
 
+_TOO_LARGE = 10**MAX_DIGITS
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -23,12 +24,13 @@ class CallSyntaxError(ValueError):
 
 
 def check_value(value: JSON, budget: int = MAX_VALUES) -> int:
-    """Count the values inside one JSON value, itself included; iterative, so no depth overflows the stack.
+    """Count the values inside a JSON value such as a call's arguments; the outermost container is not counted.
 
-    Raises `CallSyntaxError` for what no format can carry: too deep, more than `budget` values, a number that
-    is not finite or too long, text with lone surrogates, a type that JSON does not have.
+    Depth is counted from inside it as well. Iterative, so no depth overflows the stack. Raises `CallSyntaxError`
+    for what no format can carry: too deep, more than `budget` values, a number that is not finite or too long,
+    text with lone surrogates, a type that JSON does not have.
     """
-    count = 0
+    count = -1  # without the outermost
     level = [value]
     for depth in range(MAX_DEPTH + 2):
         count += len(level)
@@ -50,16 +52,22 @@ def check_value(value: JSON, budget: int = MAX_VALUES) -> int:
                 if not math.isfinite(item):
                     raise CallSyntaxError("a number that is not finite")
             elif isinstance(item, int):
-                if item.bit_length() > 3.3 * MAX_DIGITS:
+                if not -_TOO_LARGE < item < _TOO_LARGE:
                     raise CallSyntaxError("a number with too many digits")
             elif item is not None:
                 raise CallSyntaxError("a value that JSON cannot hold")
-            if depth == MAX_DEPTH and isinstance(item, dict | list | tuple):
+            if depth > MAX_DEPTH and isinstance(item, dict | list | tuple):
                 raise CallSyntaxError("nested too deep")
         if not below:
             return count
         level = below
     raise CallSyntaxError("nested too deep")
+
+
+def check_digits(written: str) -> None:
+    """Raise `CallSyntaxError` for the text of a number that is too long to be converted."""
+    if len(written.lstrip("+-")) > MAX_DIGITS:
+        raise CallSyntaxError("a number with too many digits")
 
 
 def check_text(text: str) -> None:

@@ -11,7 +11,14 @@ import math
 import re
 from collections.abc import Sequence
 
-from dcore_jax.calls.bounds import MAX_CALLS, MAX_DIGITS, MAX_VALUES, CallSyntaxError, check_text, check_value
+from dcore_jax.calls.bounds import (
+    MAX_CALLS,
+    MAX_VALUES,
+    CallSyntaxError,
+    check_digits,
+    check_text,
+    check_value,
+)
 from dcore_jax.calls.call import JSON, Call
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -88,13 +95,13 @@ def _mapping(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
 
 
 def _integer(written: str) -> int:
-    if len(written) > MAX_DIGITS:
-        raise CallSyntaxError("a number with too many digits")
+    check_digits(written)
     return int(written)
 
 
 def _float(written: str) -> float:
-    value = float(written) if len(written) <= MAX_DIGITS else math.inf
+    check_digits(written)
+    value = float(written)
     if not math.isfinite(value):
         raise CallSyntaxError("a number that is not finite")
     return value

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dcore_jax.calls.bounds import (
     MAX_CALLS,
     MAX_DEPTH,
-    MAX_DIGITS,
     MAX_VALUES,
     CallSyntaxError,
+    check_digits,
     check_text,
     check_value,
 )
@@ -188,8 +188,10 @@ class _Scanner:
         return items
 
     def number(self, written: str) -> int | float:
-        if len(written) > MAX_DIGITS:
-            raise self.error("a number with too many digits")
+        try:
+            check_digits(written)
+        except CallSyntaxError as error:
+            raise self.error(error.reason) from None
         if written.lstrip("+-").isdigit():
             if len(written.lstrip("+-")) > 1 and written.lstrip("+-").startswith("0"):
                 raise self.error("a number with leading zeros")
@@ -245,6 +247,10 @@ def _render_value(value: JSON) -> str:
         return f"{{{', '.join(items)}}}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_render_value, value))}]"
+    if isinstance(value, float):
+        return float.__repr__(value)  # not repr: NumPy's float64 is a float that writes itself otherwise
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int.__repr__(value)
     return repr(value)
 
 
