@@ -90,6 +90,19 @@ def test_dcore_speakers_from_value_mean_the_same_as_roles():
     assert one(row).messages == one(DCORE).messages
 
 
+def test_dcore_messages_keep_tool_calls_thinking_and_ids_as_chat_messages_do():
+    turns = [
+        USER,
+        {**calling('{"path": "a"}', id="c1"), "reasoning_content": "hm"},
+        {"role": "tool", "content": "none", "tool_call_id": "c1", "name": "ls"},
+        {**ANSWER, "reasoning_content": "so"},
+    ]
+    record = one({"conversations": turns})
+    assert record.messages == one({"messages": turns}).messages
+    assert record.messages[1]["tool_calls"][0]["function"] == {"name": "ls", "arguments": {"path": "a"}}
+    assert [m.get("reasoning_content") for m in record.messages] == [None, "hm", None, "so"]
+
+
 def test_a_packed_dcore_line_is_one_record_per_conversation():
     first, second = DCORE["conversations"], [{"role": "system", "content": "T"}, USER, ANSWER, USER, ANSWER]
     records = parse_record(
@@ -140,6 +153,55 @@ def test_a_malformed_record_is_turned_away_with_its_reason(row, reason):
     with pytest.raises(Malformed) as caught:
         parse_record(row, origin="here:1")
     assert str(caught.value) == reason
+
+
+def nested(depth):
+    return [nested(depth - 1)] if depth else 1
+
+
+UNWRITABLE = {
+    "tool call arguments: a number that is not finite": {"tool_calls": [{"name": "f", "arguments": {"a": [float("nan")]}}]},
+    "tool call arguments: text with a lone surrogate": {"tool_calls": [{"name": "f", "arguments": {"\ud83d": 1}}]},
+    "tool call arguments: too many values": {"tool_calls": [{"name": "f", "arguments": {"a": list(range(4097))}}]},
+    "tool call arguments: nested too deep": {"tool_calls": [{"name": "f", "arguments": {"a": nested(33)}}]},
+    "tool call arguments: a number with too many digits": {"tool_calls": [{"name": "f", "arguments": {"a": 10**400}}]},
+    "a tool call without a name": {"tool_calls": [{"name": "", "arguments": {}}]},
+    "text with a lone surrogate in a tool call": {"tool_calls": [{"name": "f\udc00"}]},
+    "text with a lone surrogate in a assistant message": {"reasoning_content": "hm \ud83d"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", ["messages", "conversations"])
+@pytest.mark.parametrize(("reason", "last"), UNWRITABLE.items(), ids=UNWRITABLE)
+def test_what_no_template_could_write_is_counted_and_its_neighbours_stay(tmp_path, field, reason, last):
+    path = write(tmp_path / "t.jsonl", CHAT, {field: [USER, {**ANSWER, **last}]}, DCORE)
+    records, rejections = read_records(path)
+    assert (len(records), rejections.examples) == (2, {reason: f"{path}:2"})
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"messages": [{**USER, "content": "\ud83d"}, ANSWER]}, "text with a lone surrogate in a user message"),
+        ({"conversations": [{"from": "human", "value": "\ud83d"}, ANSWER]}, "text with a lone surrogate in a user message"),
+        ({**TOOLRL, "instruction": "\ud83d"}, "text with a lone surrogate in a system message"),
+        ({**TOOLRL, "input": "\ud83d"}, "text with a lone surrogate in a user message"),
+        ({**TOOLRL, "output": "\ud83d"}, "text with a lone surrogate in a assistant message"),
+        ({**CHAT, "tools": [{**TOOL, "note": "\ud83d"}]}, "tools: text with a lone surrogate"),
+        ({**CHAT, "tools": [{**TOOL, "note": float("inf")}]}, "tools: a number that is not finite"),
+        ({**CHAT, "category": "\ud83d"}, "text with a lone surrogate in category"),
+        ({"\ud83d": 1}, "unknown format with fields \\ud83d"),
+    ],
+)  # fmt: skip
+def test_a_lone_surrogate_anywhere_in_a_record_is_a_reason_that_can_be_printed(row, reason):
+    with pytest.raises(Malformed) as caught:
+        parse_record(row, origin="here:1")
+    assert str(caught.value) == reason
+    assert reason.encode()
+
+
+def test_long_tool_lists_are_not_bound_by_what_one_response_may_hold():
+    assert one({**CHAT, "tools": [{**TOOL, "enum": list(range(10_000))}]}).tools
 
 
 FIELDS = [
@@ -261,6 +323,19 @@ def test_no_broken_array_reads_as_a_whole_one(tmp_path, text):
     assert "invalid JSON in an array: nothing from it on was read" in rejections.counts
 
 
+@pytest.mark.parametrize(
+    ("after", "line"),
+    [(json.dumps([TOOLRL, TOOLRL]), 3), ("]", 3), (json.dumps(TOOLRL), 3), (" {", 3), ("\n\nx", 5)],
+)
+@pytest.mark.parametrize("before", [[TOOLRL], []])
+def test_text_after_a_json_array_is_counted_at_its_line_and_not_read(tmp_path, before, after, line):
+    path = tmp_path / "two.json"
+    path.write_text("\n" + json.dumps(before) + " \n" + after)
+    records, rejections = read_records(path)
+    assert len(records) == len(before)
+    assert rejections.examples == {"text after a JSON array: nothing from it on was read": f"{path}:{line}"}
+
+
 @given(
     st.lists(
         st.sampled_from([json.dumps(CHAT), json.dumps(TOOLRL), "{", "[]", "3", '{"messages": []}', "", " "])
@@ -291,8 +366,9 @@ def test_a_file_that_cannot_be_read_raises_one_line_that_names_it(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_parquet_nulls_inside_a_struct_are_not_taken_for_arguments(tmp_path):
-    rows = [{"messages": [USER, calling(arguments)]} for arguments in ({"path": "a"}, {"mode": 1})]
+@pytest.mark.parametrize("field", ["messages", "conversations"])
+def test_parquet_nulls_inside_a_struct_are_not_taken_for_arguments(tmp_path, field):
+    rows = [{field: [USER, calling(arguments)]} for arguments in ({"path": "a"}, {"mode": 1})]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     records, rejections = read_records(tmp_path / "a.parquet")
     assert not records

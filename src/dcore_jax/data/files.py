@@ -84,7 +84,8 @@ def _array_rows(name: str, data: bytes) -> Iterator[tuple[str, Any]]:
     decode = json.JSONDecoder().raw_decode
     at = _after_space(text, text.index("[") + 1)
     line, counted = 1, 0  # the line of position `counted`
-    closed = text[at : at + 1] == "]"
+    if closed := text[at : at + 1] == "]":
+        at = _after_space(text, at + 1)
     while not closed:
         line, counted = line + text.count("\n", counted, at), at
         try:
@@ -99,6 +100,9 @@ def _array_rows(name: str, data: bytes) -> Iterator[tuple[str, Any]]:
         yield f"{name}:{line}", element
         closed = text[at] == "]"
         at = _after_space(text, at + 1)
+    if at < len(text):
+        line += text.count("\n", counted, at)
+        yield f"{name}:{line}", Malformed("text after a JSON array: nothing from it on was read")
 
 
 def _after_space(text: str, at: int) -> int:
@@ -136,10 +140,10 @@ def _ambiguous_null(row: dict[str, Any]) -> str | None:
 
     if has_null(row.get("tools")):
         return "nulls inside a Parquet struct of tools: store tools as a JSON string"
-    messages = row.get("messages") or ()
-    for message in messages if isinstance(messages, list) else ():
-        for call in (message.get("tool_calls") or ()) if isinstance(message, dict) else ():
-            function = (call.get("function") or call) if isinstance(call, dict) else {}
-            if has_null(function.get("arguments")):
-                return "nulls inside a Parquet struct of arguments: store arguments as a JSON string"
+    for messages in (row.get("messages"), row.get("conversations")):
+        for message in messages if isinstance(messages, list) else ():
+            for call in (message.get("tool_calls") or ()) if isinstance(message, dict) else ():
+                function = (call.get("function") or call) if isinstance(call, dict) else {}
+                if has_null(function.get("arguments")):
+                    return "nulls inside a Parquet struct of arguments: store arguments as a JSON string"
     return None

@@ -12,11 +12,13 @@ shows each):
 """
 
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from dcore_jax.calls.bounds import MAX_VALUES, CallSyntaxError, check_text, check_value
 from dcore_jax.data.files import Malformed, file_rows, local_file
 from dcore_jax.errors import UserError
 
@@ -110,6 +112,7 @@ def parse_record(row: Any, *, origin: str, category: str = "default") -> list[Re
     named = row.get("category", category)
     if not isinstance(named, str):
         raise Malformed(f"category must be a string, not {type(named).__name__}")
+    _check_texts([named], "category")
     loss_turns = row.get("loss_turns", "last" if "conversations" in row else "every")
     if loss_turns not in ("every", "last"):
         raise Malformed(f"loss_turns must be 'every' or 'last', not {loss_turns!r}")
@@ -124,6 +127,7 @@ def parse_record(row: Any, *, origin: str, category: str = "default") -> list[Re
         raise Malformed("an RL prompt (prompt, reward_model), which holds no answer to learn from")
     else:
         fields = " ".join(", ".join(sorted(map(str, row))).split())
+        fields = fields.encode(errors="backslashreplace").decode()  # the reason is printed
         raise Malformed(f"unknown format with fields {fields[:80] or '(none)'}")
     tools = _tools(row.get("tools"))
     return [Record(tuple(messages), tools, named, origin, loss_turns) for messages in conversations]
@@ -155,6 +159,7 @@ def _message(value: Any) -> Message:
         calls = [_tool_call(call) for call in _list(message.pop("tool_calls"), "tool_calls")]
         if calls:  # Parquet fills an absent list with an empty one
             message["tool_calls"] = calls
+    _check_texts(message.values(), f"a {role} message")
     content = message.setdefault("content", "" if "tool_calls" in message else None)
     if not isinstance(content, str):
         raise Malformed(f"content of a {role} message must be text, not {type(content).__name__}")
@@ -171,13 +176,16 @@ def _tool_call(value: Any) -> dict[str, Any]:
         raise Malformed(f"a tool call must be an object, not {type(value).__name__}")
     value = {key: item for key, item in value.items() if item is not None}
     function = value.get("function", value)
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str) or not name:
         raise Malformed("a tool call without a name")
     arguments = _from_json_string(function.get("arguments", {}), "tool call arguments")
     if not isinstance(arguments, dict):
         raise Malformed(f"tool call arguments must be an object, not {type(arguments).__name__}")
+    _check_values(arguments, "tool call arguments")
     kept = {key: item for key, item in value.items() if key not in ("function", "name", "arguments")}
-    return {**kept, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    _check_texts([name, *kept.values()], "a tool call")
+    return {**kept, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def _toolrl_messages(row: dict[str, Any]) -> list[Message]:
@@ -190,11 +198,11 @@ def _toolrl_messages(row: dict[str, Any]) -> list[Message]:
     if not row["output"].strip():
         raise Malformed("empty output")
     system = [{"role": "system", "content": row["instruction"]}] if row["instruction"].strip() else []
-    return [
-        *system,
+    user, assistant = (
         {"role": "user", "content": row["input"]},
         {"role": "assistant", "content": row["output"]},
-    ]
+    )
+    return [_message(message) for message in (*system, user, assistant)]
 
 
 def _dcore_conversations(row: dict[str, Any]) -> list[list[Message]]:
@@ -226,7 +234,8 @@ def _dcore_message(turn: Any) -> Any:
     if role is None:
         role = _SPEAKERS.get(str(turn.get("from")), turn.get("from"))
     content = turn.get("content")
-    return {"role": role, "content": turn.get("value") if content is None else content}
+    kept = {key: item for key, item in turn.items() if key not in ("from", "value", "weight")}
+    return {**kept, "role": role, "content": turn.get("value") if content is None else content}
 
 
 def _tools(value: Any) -> tuple[dict[str, Any], ...] | None:
@@ -235,6 +244,7 @@ def _tools(value: Any) -> tuple[dict[str, Any], ...] | None:
     tools = _list(value, "tools")
     if any(not isinstance(tool, dict) for tool in tools):
         raise Malformed("tools must be a list of objects")
+    _check_values(tools, "tools", limit=sys.maxsize)
     return tuple(tools) or None
 
 
@@ -252,3 +262,24 @@ def _from_json_string(value: Any, name: str) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError):
         raise Malformed(f"{name} is a string that is not JSON") from None
+
+
+# --- what neither a template nor a tokenizer could write ---
+
+
+def _check_texts(values: Iterable[Any], where: str) -> None:
+    """Turn away a lone surrogate in any text among the values."""
+    try:
+        for value in values:
+            if isinstance(value, str):
+                check_text(value)
+    except CallSyntaxError as error:
+        raise Malformed(f"{error.reason} in {where}") from None
+
+
+def _check_values(value: Any, where: str, limit: int = MAX_VALUES) -> None:
+    """Turn away what no call format can carry: not finite, too deep, too many, lone surrogates."""
+    try:
+        check_value(value, limit)
+    except CallSyntaxError as error:
+        raise Malformed(f"{where}: {error.reason}") from None
