@@ -57,6 +57,7 @@ TABLE = [
         'so/</think>["S (2)"(t=\'a\'), my tool(u="]")] ok',
         'TTTFFFFFFFFFFNNNNNFFPPPPPFFFNNNNNNNFPPPPPFF...',
     ),
+    ("python", PAPER_RULES, '["Add "(a=1), \' \'(b=2), c (d=3)]', "FFNNNNFFPPPFFFFNFFPPPFFFNFFPPPFF"),  # spaces of quoted names
     ("python", PAPER_RULES, "I see [1] and f(x).", "..................."),
     ("python", PAPER_RULES, '[f(a="x', "FNFPPPP"),  # cut off
     ("python", PAPER_RULES, "<think>ab", "FFFFFFFTT"),

@@ -36,6 +36,7 @@ _LIST_OPENS = re.compile(r"[ \t\r\n]*+\[")
 _PYTHON_NAME = re.compile(
     r"""[ \t\r\n]*+(?:"((?:[^"\\\n]|\\.)++)"|'((?:[^'\\\n]|\\.)++)'|([^\[\](){}"'=,\n]++))[ \t]*+\("""
 )
+_BARE = 3  # the group of _PYTHON_NAME whose trailing spaces are not part of the name
 _LIST_GOES_ON = re.compile(r"[ \t\r\n]*([,\]])")
 _GAP = re.compile(r"[ \t\r\n,\[\]]+")
 _SPACES = " \t\r\n"
@@ -193,7 +194,7 @@ def _python_list(text: str, start: int, end: int, rules: RegionRules) -> tuple[l
     position = start
     while name := _PYTHON_NAME.match(text, position, end):
         kind = name.lastindex or 0
-        stripped = name[kind].rstrip(_SPACES)
+        stripped = name[kind].rstrip(_SPACES) if kind == _BARE else name[kind]
         closed = _closing_parenthesis(text, name.end(), end)
         claimed.append(Span(name.start(kind), name.start(kind) + len(stripped), Region.NAME))
         claimed.append(Span(name.end(), closed, Region.PARAMETERS))
