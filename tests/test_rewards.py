@@ -338,6 +338,51 @@ def test_each_prediction_is_matched_once_and_greedy_never_beats_the_best_assignm
             assert m.keys + m.values > 0
 
 
+def match_by_definition(predicted, reference):
+    """`match_calls` as ToolRL's section 3.3 has it: every pair scored in full, multisets counted item by item."""
+    used, matches = set(), []
+    for call in reference:
+        best, best_index = (None, 0.0, 0), -1
+        for i, candidate in enumerate(predicted):
+            if i in used or candidate.name != call.name:
+                continue
+            keys = jaccard(list(call.arguments), list(candidate.arguments))
+            values = 0
+            for name, value in call.arguments.items():
+                if name in candidate.arguments and same(candidate.arguments[name], value):
+                    values += 1
+            if keys + values > best[1] + best[2]:
+                best, best_index = (candidate, keys, values), i
+        used.add(best_index)
+        matches.append(best)
+    return matches
+
+
+def same(a, b):
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
+    numbers = [isinstance(x, int | float) and not isinstance(x, bool) for x in (a, b)]
+    return (all(numbers) or type(a) is type(b)) and a == b
+
+
+any_values = st.sampled_from([0, 1, 1.0, 0.0, True, False, None, "1", "", [], [1], [1.0], [True], 2**70])
+alike_calls = st.lists(
+    st.builds(
+        Call, st.sampled_from("ffg"), st.dictionaries(st.sampled_from("abcde"), any_values, max_size=5)
+    ),
+    max_size=7,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(alike_calls, alike_calls)
+def test_matching_equals_its_definition_to_the_bit_and_to_the_prediction(predicted, reference):
+    found, expected = match_calls(predicted, reference), match_by_definition(predicted, reference)
+    assert [match.reference for match in found] == reference
+    assert [(m.keys, m.values) for m in found] == [(keys, values) for _, keys, values in expected]
+    assert all(m.predicted is e[0] for m, e in zip(found, expected))
+
+
 def test_the_same_call_asked_for_and_made_twice_counts_twice():
     assert accuracy([WEATHER, WEATHER], [WEATHER, WEATHER]) == 1.0
     assert accuracy([WEATHER], [WEATHER, WEATHER]) == pytest.approx((1 / 2 + 3) / 7)

@@ -8,6 +8,7 @@ from dcore_jax.errors import UserError
 
 # What JSON can hold: None, bool, int, float, str, list and dict with string keys.
 JSON = Any
+_SCALARS = frozenset({str, int, float, bool})
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ def values_equal(a: JSON, b: JSON) -> bool:
 
     Python's own `==` would let True equal 1; comparing texts would tell 1 from 1.0 and let 1 equal "1".
     """
+    if type(a) is type(b) and type(a) in _SCALARS:  # the common case, for speed; the rest of the rule follows
+        return bool(a == b)
     if isinstance(a, bool) or isinstance(b, bool) or a is None or b is None:
         return a is b
     if isinstance(a, str) or isinstance(b, str):

@@ -1,10 +1,10 @@
 """How predicted calls are held against reference calls: the arithmetic that all the papers share."""
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
-from dcore_jax.calls import Call, values_equal
+from dcore_jax.calls import JSON, Call, values_equal
 
 
 class Match(NamedTuple):
@@ -36,23 +36,34 @@ def match_calls(predicted: Sequence[Call], reference: Sequence[Call]) -> tuple[M
     Best is the largest J(parameter names) + number of equal values, the first among equals; a prediction that
     scores 0 is left for a later reference. Values are compared by type and size (`values_equal`).
     """
-    used: set[int] = set()
+    unused: dict[str, list[Call]] = {}
+    for call in predicted:
+        unused.setdefault(call.name, []).append(call)
     matches = []
     for call in reference:
+        candidates = unused.get(call.name, [])
         best, best_index = Match(call, None, 0.0, 0), -1
-        for i, candidate in enumerate(predicted):
-            if i in used or candidate.name != call.name:
-                continue
-            keys = jaccard(list(call.arguments), list(candidate.arguments))
-            values = sum(
-                name in candidate.arguments and values_equal(candidate.arguments[name], value)
-                for name, value in call.arguments.items()
-            )
+        for i, candidate in enumerate(candidates):
+            keys, most = _shared_keys(call.arguments, candidate.arguments)
+            if keys + most <= best.keys + best.values:
+                continue  # not even if every shared parameter had an equal value
+            values = 0
+            for name, value in call.arguments.items():
+                values += name in candidate.arguments and values_equal(candidate.arguments[name], value)
             if keys + values > best.keys + best.values:
                 best, best_index = Match(call, candidate, keys, values), i
-        used.add(best_index)
+        if best.predicted is not None:
+            candidates.pop(best_index)
         matches.append(best)
     return tuple(matches)
+
+
+def _shared_keys(a: Mapping[str, JSON], b: Mapping[str, JSON]) -> tuple[float, int]:
+    """J of the keys, and how many both have; a name stands once in a mapping, so sets do for multisets."""
+    if not a and not b:
+        return 1.0, 0
+    shared = len(a.keys() & b.keys())
+    return shared / (len(a) + len(b) - shared), shared
 
 
 def accuracy(predicted: Sequence[Call], reference: Sequence[Call]) -> float:
