@@ -181,6 +181,23 @@ def test_old_and_new_spelling_of_rope_are_read_alike():
     assert model_config_from_hf(old) == model_config_from_hf(new)
 
 
+@pytest.mark.parametrize("name", ["qwen3", "qwen2", "llama"])
+def test_a_config_without_head_dim_has_the_one_transformers_gives_it(name):
+    config = torch_model(name).config
+    fields = {key: value for key, value in config.to_dict().items() if key != "head_dim"}
+    theirs = type(config)(**fields)
+    expected = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
+    assert model_config_from_hf(fields).head_dim == expected
+
+
+def test_only_llama_has_biases_in_its_mlp():
+    for name, biased in (("llama", True), ("qwen3", False), ("qwen2", False)):
+        fields = {**torch_model(name).config.to_dict(), "mlp_bias": biased}
+        assert model_config_from_hf(fields).mlp_bias is biased
+    with pytest.raises(UserError, match="mlp_bias"):
+        model_config_from_hf({**torch_model("qwen2").config.to_dict(), "mlp_bias": True})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -195,6 +212,7 @@ def test_old_and_new_spelling_of_rope_are_read_alike():
         ({"attn_logit_softcapping": 50.0}, "field attn_logit_softcapping=50.0 is unknown"),
         ({"num_key_value_heads": 3}, "not a multiple"),
         ({"hidden_size": None}, "field 'hidden_size' is missing"),
+        ({"mlp_bias": True}, "field mlp_bias=True is unknown"),
     ],
 )  # fmt: skip
 def test_a_field_that_would_change_the_result_is_refused_by_name(change, message):

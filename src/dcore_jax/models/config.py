@@ -68,9 +68,9 @@ class ModelConfig:
         return 0 if self.tie_word_embeddings else self.vocab_size * self.hidden_size
 
 
-# What each architecture is, beyond the fields of its config.json.
+# What each architecture is, beyond the fields of its config.json. head_dim: where the field is missing, else hidden / heads.
 _ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "qwen3": {"class": "Qwen3ForCausalLM", "qk_norm": True},
+    "qwen3": {"class": "Qwen3ForCausalLM", "qk_norm": True, "head_dim": 128},
     "qwen2": {"class": "Qwen2ForCausalLM", "qk_norm": False},
     "llama": {"class": "LlamaForCausalLM", "qk_norm": False},
 }
@@ -89,7 +89,7 @@ _ONLY_SUPPORTED_VALUE: dict[str, Any] = {
 _READ = {
     "architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
     "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta", "rope_scaling",
-    "rope_parameters", "tie_word_embeddings", "attention_bias", "mlp_bias", "max_position_embeddings",
+    "rope_parameters", "tie_word_embeddings", "attention_bias", "max_position_embeddings",
     "initializer_range", "layer_types",
 }  # fmt: skip
 # Fields that say how to store, generate or load, not what the network computes.
@@ -134,7 +134,7 @@ def model_config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
             raise UserError(
                 f"architectures {name!r} is not supported for {model_type}; supported: {kind['class']}"
             )
-    _refuse_unsupported(fields)
+    _refuse_unsupported(fields, _READ | {"mlp_bias"} if model_type == "llama" else _READ)
 
     def read(name: str, default: Any = None) -> Any:
         value = fields.get(name)
@@ -155,7 +155,7 @@ def model_config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
         num_layers=read("num_hidden_layers"),
         num_heads=heads,
         num_kv_heads=read("num_key_value_heads", heads),
-        head_dim=read("head_dim", hidden // heads),
+        head_dim=read("head_dim", kind.get("head_dim", hidden // heads)),
         rms_norm_eps=read("rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
@@ -175,7 +175,7 @@ def model_config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
     return config
 
 
-def _refuse_unsupported(fields: Mapping[str, Any]) -> None:
+def _refuse_unsupported(fields: Mapping[str, Any], known: set[str]) -> None:
     for name, value in fields.items():
         if name in _ONLY_SUPPORTED_VALUE:
             supported = _ONLY_SUPPORTED_VALUE[name]
@@ -183,7 +183,7 @@ def _refuse_unsupported(fields: Mapping[str, Any]) -> None:
                 raise UserError(
                     f"field {name}={value!r} changes the result and is not supported (only {supported!r})"
                 )
-        elif name not in _READ and name not in _NO_EFFECT and value not in (None, False, [], {}):
+        elif name not in known and name not in _NO_EFFECT and value not in (None, False, [], {}):
             raise UserError(
                 f"field {name}={value!r} is unknown and might change the result; remove it if it does not"
             )
