@@ -103,6 +103,11 @@ def test_equal_rewards_give_grpo_exactly_nothing_and_da_grpo_its_bonus(size, rew
     np.testing.assert_allclose(np.asarray(da_grpo(rewards, groups, entropy, ones))[:size], bonus, rtol=1e-6)
 
 
+def test_group_numbers_of_64_bits_stay_apart():
+    rewards, mask = np.array([5.0, 5.0, 1.0, 1.0]), np.ones((4, 1))
+    assert np.all(np.asarray(adv.grpo(rewards, np.array([0, 0, 2**32, 2**32]), mask)) == 0)
+
+
 ONE, TWO, FOUR = np.float32(0.1), np.float32(0.2), np.float32(0.4)
 
 

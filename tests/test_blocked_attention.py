@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from dcore_jax.models.blocked_attention import blocked_attention
 
@@ -38,6 +39,23 @@ def test_values_and_gradients_equal_the_dense_formula(heads, block):
     actual = jax.jit(lambda: both(lambda q, k, v: blocked_attention(q, k, v, IDS, block=block)))()
     expected = jax.jit(lambda: both(lambda q, k, v: dense(q, k, v, IDS)))()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected)
+
+
+def test_bf16_is_as_near_to_float64_as_torch_where_the_scale_is_no_power_of_two():
+    rng = np.random.default_rng(1)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, 256, 2, 128)), jnp.bfloat16) for _ in range(3))
+    wide = [np.asarray(x, np.float64)[0].swapaxes(0, 1) for x in (q, k, v)]
+    scores = np.where(np.tri(256, dtype=bool), wide[0] @ wide[1].swapaxes(1, 2) / np.sqrt(128), -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    exact = weights @ wide[2] / weights.sum(-1, keepdims=True)
+
+    def error(out):
+        return np.sqrt(np.mean((np.asarray(out, np.float64) - exact) ** 2))
+
+    ours = jax.jit(lambda *x: blocked_attention(*x, jnp.ones((1, 256), jnp.int32), block=64))(q, k, v)
+    halves = [torch.from_numpy(x).to(torch.bfloat16)[None] for x in wide]  # exact: they were bf16
+    theirs = torch.nn.functional.scaled_dot_product_attention(*halves, is_causal=True)
+    assert error(ours[0].swapaxes(0, 1)) < 1.1 * error(theirs[0].float().numpy())
 
 
 def test_blocks_of_earlier_segments_are_never_read():

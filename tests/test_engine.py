@@ -387,6 +387,10 @@ def test_attention_gives_the_same_bits_however_long_the_cache(shape):
     ("fields", "message"),
     [
         ({"max_tokens": 0}, "max_tokens=0 is not possible; it must be at least 1"),
+        (
+            {"temperature": 1e-38},
+            "temperature=1e-38 is not possible; it must be 0 (greedy) or at least 1e-05",
+        ),
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"temperature": float("nan")}, "temperature=nan"),
         ({"top_p": 0.0}, "top_p=0.0"),

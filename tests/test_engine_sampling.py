@@ -86,6 +86,16 @@ def test_rare_tokens_are_drawn_as_rarely_as_they_should_be():
     assert ((fifths - len(rare) / 5) ** 2 / (len(rare) / 5)).sum() < CHI_SQUARED_999[4]
 
 
+@pytest.mark.parametrize(("seed", "word"), [(3353848, 0), (15995900, 1), (21216325, 1)])
+def test_a_uniform_of_zero_draws_no_token_that_is_next_to_impossible(seed, word):
+    key = jax.random.wrap_key_data(jnp.array([0, seed], jnp.uint32), impl="threefry2x32")
+    assert jax.random.uniform(jax.random.fold_in(key, 0), (2,))[word] == 0  # once in 2**23 draws
+    logits = np.full(1024, -60.0)
+    logits[[645, 700]] = 0.0, -1.0
+    tokens, _ = draw(logits, 1, first_seed=seed)
+    assert tokens[0] in (645, 700)
+
+
 @pytest.mark.parametrize("vocab", [1, 128, 131, 1000])
 @pytest.mark.parametrize("temperature", [0.0, 0.5])
 def test_logprobs_are_those_of_the_full_distribution(vocab, temperature):

@@ -33,9 +33,10 @@ def group_statistics(
     deviates by 0.
     """
     rewards = jax.lax.stop_gradient(jnp.asarray(rewards, jnp.float32))
-    bound = rewards.shape[
-        0
-    ]  # jit needs a static number of segments; there cannot be more groups than responses
+    # jit needs a static number of segments; there cannot be more groups than responses.
+    bound = rewards.shape[0]
+    if isinstance(groups, np.ndarray):  # before JAX keeps 32 of their bits
+        groups = np.unique(groups, return_inverse=True)[1]
     _, segment = jnp.unique(jnp.asarray(groups), return_inverse=True, size=bound)
     segment = segment.reshape(bound)
 

@@ -11,6 +11,9 @@ import numpy as np
 
 from dcore_jax.errors import UserError
 
+# Colder, logits divided by the temperature leave float32; vLLM draws the same line.
+COLDEST = 1e-5
+
 # overlong: the prompt left no room for a single token in the engine's longest sequence; nothing was generated.
 FinishReason = Literal["stop", "length", "overlong"]
 
@@ -20,7 +23,7 @@ class SamplingParams:
     """How to sample one request. The defaults sample the model's own distribution, as policy gradients need."""
 
     max_tokens: int = 512  # most new tokens, at least 1
-    temperature: int | float = 1.0  # 0: greedy
+    temperature: int | float = 1.0  # 0: greedy; else at least COLDEST
     top_p: int | float = 1.0  # smallest set of tokens with this mass; 1: all
     top_k: int = -1  # most probable tokens kept; -1: all
     stop_token_ids: tuple[int, ...] = ()  # besides the engine's end-of-sequence ids
@@ -30,7 +33,10 @@ class SamplingParams:
     def __post_init__(self) -> None:
         problems = {
             "max_tokens": (self.max_tokens >= 1, "at least 1"),
-            "temperature": (0 <= self.temperature < float("inf"), "0 (greedy) or positive"),
+            "temperature": (
+                self.temperature == 0 or COLDEST <= self.temperature < float("inf"),
+                f"0 (greedy) or at least {COLDEST:g}",
+            ),
             "top_p": (0 < self.top_p <= 1, "in (0, 1]; 1 keeps every token"),
             "top_k": (self.top_k == -1 or self.top_k >= 1, "-1 (every token) or at least 1"),
             "seed": (0 <= self.seed < 2**63, "in [0, 2**63)"),

@@ -10,7 +10,6 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
@@ -135,7 +134,10 @@ def _splash(q, k, v, segment_ids, *, interpret):
     ids = splash_attention_kernel.SegmentIds(segment_ids, segment_ids)
 
     def one_row(q, k, v, ids):  # [length, heads, head_dim]
-        q, k, v = (jnp.swapaxes(x, 0, 1) for x in (q * np.asarray(q.shape[-1] ** -0.5, q.dtype), k, v))
+        scaled = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(
+            q.dtype
+        )  # in bf16 the scale would be rounded first
+        q, k, v = (jnp.swapaxes(x, 0, 1) for x in (scaled, k, v))
         out = attention(q, k[0] if k.shape[0] == 1 else k, v[0] if v.shape[0] == 1 else v, segment_ids=ids)
         return jnp.swapaxes(out, 0, 1)
 

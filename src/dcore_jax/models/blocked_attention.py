@@ -41,12 +41,16 @@ def blocked_attention(
     T = min(block, S)
     n = -(-S // T)
     end = [(0, 0), (0, n * T - S)]
+    # In float32 the queries carry the scale. In bf16 both it and they would be rounded: the float32 scores take it.
+    scale = C**-0.5
+    if q.dtype == jnp.float32:
+        q, scale = q * np.float32(scale), 1.0
     ids = jnp.pad(segment_ids, end, constant_values=_NO_SEGMENT)
-    q, k, v = (jnp.pad(x, [*end, (0, 0), (0, 0)]) for x in (q * np.asarray(C**-0.5, q.dtype), k, v))
+    q, k, v = (jnp.pad(x, [*end, (0, 0), (0, 0)]) for x in (q, k, v))
     keys, values = (x.reshape(B, n, T, K, C).transpose(1, 0, 3, 2, 4) for x in (k, v))
     queries = q.reshape(B, n, T, K, H // K, C).transpose(1, 0, 3, 4, 2, 5).reshape(n, B, K, -1, C)
     blocks = _Blocks(ids.reshape(B, n, T).swapaxes(0, 1), _first_blocks(ids, T))
-    out = _attention(queries, keys, values, blocks).reshape(n, B, K, H // K, T, C)
+    out = _attention(scale, queries, keys, values, blocks).reshape(n, B, K, H // K, T, C)
     return out.transpose(1, 0, 4, 2, 3, 5).reshape(B, n * T, H, C)[:, :S]
 
 
@@ -56,12 +60,12 @@ def _first_blocks(ids: Int[Array, "B S"], T: int) -> Int[Array, " n"]:
     return (start[:, ::T].min(0) // T).astype(jnp.int32)
 
 
-@jax.custom_vjp
-def _attention(queries, keys, values, blocks):
-    return _forward(queries, keys, values, blocks)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(scale, queries, keys, values, blocks):
+    return _forward(scale, queries, keys, values, blocks)[0]
 
 
-def _forward(queries, keys, values, blocks):
+def _forward(scale, queries, keys, values, blocks):
     n, B, K, GT, C = queries.shape
 
     def attend_block(_, at):
@@ -69,7 +73,7 @@ def _forward(queries, keys, values, blocks):
 
         def see(j, carry):
             highest, total, out = carry
-            scores = _scores(q, keys[j], ids, blocks.segment_ids[j], i, j)
+            scores = _scores(scale, q, keys[j], ids, blocks.segment_ids[j], i, j)
             higher = jnp.maximum(highest, scores.max(-1, keepdims=True))
             weights, kept = jnp.exp(scores - higher), jnp.exp(highest - higher)
             out = out * kept + _product("BKqL,BKLC->BKqC", weights.astype(q.dtype), values[j])
@@ -85,8 +89,8 @@ def _forward(queries, keys, values, blocks):
     return out, (queries, keys, values, blocks, out, logsumexp)
 
 
-def _backward(residuals, d_out):
-    """`d_scores = weights * (d_out . value - d_out . out)`; the weights come again from logsumexp."""
+def _backward(scale, residuals, d_out):
+    """`d_scores = scale * weights * (d_out . value - d_out . out)`; the weights come again from logsumexp."""
     queries, keys, values, blocks, out, logsumexp = residuals
     d_dot_out = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
 
@@ -95,9 +99,10 @@ def _backward(residuals, d_out):
 
         def descend(j, carry):
             d_q, d_keys, d_values = carry
-            weights = jnp.exp(_scores(q, keys[j], ids, blocks.segment_ids[j], i, j) - logsumexp)
+            weights = jnp.exp(_scores(scale, q, keys[j], ids, blocks.segment_ids[j], i, j) - logsumexp)
             d_weights = _product("BKqC,BKLC->BKqL", d, values[j])
-            d_scores = (weights * (d_weights - d_dot_out)).astype(q.dtype)
+            d_scores = weights * (d_weights - d_dot_out)
+            d_scores = (d_scores if scale == 1 else scale * d_scores).astype(q.dtype)
             d_q += _product("BKqL,BKLC->BKqC", d_scores, keys[j])
             d_keys = d_keys.at[j].add(_product("BKqL,BKqC->BKLC", d_scores, q))
             d_values = d_values.at[j].add(_product("BKqL,BKqC->BKLC", weights.astype(q.dtype), d))
@@ -123,9 +128,10 @@ def _loop(blocks: int, start, stop, body, carry):
     return body(0, carry) if blocks == 1 else lax.fori_loop(start, stop, body, carry)
 
 
-def _scores(q_BxKxGTxC, k_BxKxTxC, query_ids, key_ids, i, j):
+def _scores(scale, q_BxKxGTxC, k_BxKxTxC, query_ids, key_ids, i, j):
     """Scores of query block i against key block j, [B, K, G * T, T] float32; what a query may not see is _LOWEST."""
     scores = _product("BKqC,BKLC->BKqL", q_BxKxGTxC, k_BxKxTxC)
+    scores = scores if scale == 1 else scale * scores
     B, K, GT, T = scores.shape
     at = jnp.arange(T)
     seen = (query_ids[:, :, None] == key_ids[:, None, :]) & (at[None, :] + j * T <= at[:, None] + i * T)

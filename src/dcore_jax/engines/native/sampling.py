@@ -71,7 +71,8 @@ def _draw(weights: Float[Array, "rows i j"], seed: Array | np.ndarray, step: Arr
 
     def uniforms(seed, step):
         key = jax.random.wrap_key_data(seed, impl="threefry2x32")
-        return jax.random.uniform(jax.random.fold_in(key, step), (2,))
+        # The middle of each of the 2**23 steps: a 0 would take the first token of any weight, however small.
+        return jax.random.uniform(jax.random.fold_in(key, step), (2,)) + 2.0**-24
 
     u = jax.vmap(uniforms)(seed, step)
     j = _invert(weights.sum(axis=1), u[:, 0])
