@@ -57,8 +57,8 @@ def open_voice(source: str, config: DistillConfig, output: Path) -> Voice:
         if source == NANO
         else local_folder(source)
     )
-    tokenizer = _tokenizer(folder)
-    return Voice(folder, tokenizer, _engines(folder, tokenizer, config, output), model_digest(folder))
+    tokenizer, digest = _tokenizer(folder), model_digest(folder)
+    return Voice(folder, tokenizer, _engines(folder, tokenizer, config, output), digest)
 
 
 def model_digest(folder: Path) -> str:
