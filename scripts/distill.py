@@ -2,26 +2,19 @@
 """Self-distillation: seeds to a verified SFT corpus. With no model named, the embedded nano Qwen3 works in the tool world."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from dcore_jax.cli import run_script
-from dcore_jax.config import parse_command_line
+from dcore_jax.config import nano_or_paper, parse_command_line
 from dcore_jax.distill.config import DistillConfig
 from dcore_jax.mesh import prepare_devices
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-
-
-def default_config(arguments: Sequence[str]) -> Path | None:
-    """The embedded default, unless a model is named: then the defaults are the paper's."""
-    named = any(argument == "--model" or argument.startswith("--model=") for argument in arguments)
-    return None if named else CONFIGS / "distill_nano.yaml"
+DEFAULTS = nano_or_paper(Path(__file__).parents[1] / "configs" / "distill_nano.yaml")
 
 
 def main() -> None:
     config = parse_command_line(
-        DistillConfig, sys.argv[1:], description=__doc__ or "", default_config=default_config
+        DistillConfig, sys.argv[1:], description=__doc__ or "", default_config=DEFAULTS
     )
     prepare_devices(config.mesh)
     from dcore_jax.distill import distill_seeds, summary

@@ -1,12 +1,14 @@
 #!/usr/bin/env python
 """A training run's checkpoint as a Hugging Face folder, for transformers and vLLM."""
 
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
 import tyro
 
 from dcore_jax.cli import run_script
+from dcore_jax.config import refuse_repeated_flags
 from dcore_jax.errors import UserError
 
 
@@ -22,6 +24,7 @@ class ExportConfig:
 
 
 def main() -> None:
+    refuse_repeated_flags(ExportConfig, sys.argv[1:])
     config = tyro.cli(ExportConfig, description=__doc__)
     from dcore_jax import rl, sft
     from dcore_jax.weights import export_decoder

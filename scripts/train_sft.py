@@ -2,27 +2,18 @@
 """Packed SFT on a mesh. With no model named, trains the embedded nano Qwen3 on the tool world."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from dcore_jax.cli import run_script
-from dcore_jax.config import parse_command_line
+from dcore_jax.config import nano_or_paper, parse_command_line
 from dcore_jax.mesh import prepare_devices
 from dcore_jax.sft.config import SFTConfig
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-
-
-def default_config(arguments: Sequence[str]) -> Path | None:
-    """The embedded default, unless a model is named: then the defaults are the paper's."""
-    named = any(argument == "--model" or argument.startswith("--model=") for argument in arguments)
-    return None if named else CONFIGS / "sft_nano.yaml"
+DEFAULTS = nano_or_paper(Path(__file__).parents[1] / "configs" / "sft_nano.yaml")
 
 
 def main() -> None:
-    config = parse_command_line(
-        SFTConfig, sys.argv[1:], description=__doc__ or "", default_config=default_config
-    )
+    config = parse_command_line(SFTConfig, sys.argv[1:], description=__doc__ or "", default_config=DEFAULTS)
     prepare_devices(config.mesh)
     import jax
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from dcore_jax import UserError
@@ -12,10 +13,14 @@ from dcore_jax.config import (
     config_from_dict,
     config_to_dict,
     differences,
+    nano_or_paper,
     parse_command_line,
     read_config,
+    refuse_repeated_flags,
     write_config,
 )
+from dcore_jax.mesh import prepare_devices
+from dcore_jax.rl.config import RLConfig
 from dcore_jax.sft.config import OptimizerConfig, SFTConfig
 
 ROOT = Path(__file__).parents[1]
@@ -106,3 +111,59 @@ def test_differences_name_what_may_not_change_only():
     old = SFTConfig(optimizer=OptimizerConfig(learning_rate=1e-3), rows=8)
     new = SFTConfig(optimizer=OptimizerConfig(learning_rate=2e-3), rows=8, mesh="8", output="elsewhere")
     assert differences(old, new) == ["optimizer.learning_rate: 0.001 -> 0.002"]
+
+
+def test_a_flag_given_twice_is_refused_unless_it_appends():
+    for flags in (
+        ("--data", "a", "--data", "b"),
+        ("--data=a", "--data=b"),
+        ("--loss_mask", "x", "--loss-mask", "y"),
+    ):
+        with pytest.raises(UserError, match="is given twice"):
+            parse(*flags)
+    refuse_repeated_flags(RLConfig, ["--server", "a", "--server", "b", "--rollout.servers", "c"])
+    with pytest.raises(UserError, match="--engine is given twice"):
+        refuse_repeated_flags(RLConfig, ["--engine", "native", "--engine=vllm"])
+
+
+def test_a_key_given_twice_and_a_file_in_another_encoding_are_refused(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("rows: 8\noptimizer:\n  warmup: 0.1\n  warmup: 0.2\n")
+    with pytest.raises(UserError, match=r"a.yaml: the key warmup is given twice \(line 3 on\)"):
+        read_config(SFTConfig, path)
+    path.write_bytes("output: r\u00e9sum\u00e9\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"a.yaml: not readable as YAML: .*utf-8"):
+        read_config(SFTConfig, path)
+
+
+def test_the_embedded_model_by_its_name_has_the_embedded_defaults():
+    default_config = nano_or_paper(Path("nano.yaml"))
+    for arguments in ([], ["--model", "nano"], ["--model=nano", "--steps", "3"]):
+        assert default_config(arguments) == Path("nano.yaml")
+    for arguments in (["--model", "Qwen/Qwen3-8B"], ["--model=hf/"]):
+        assert default_config(arguments) is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (
+            {"DCORE_COORDINATOR": "host:1", "DCORE_PROCESSES": "2"},
+            "give each process a DCORE_PROCESS_ID below",
+        ),
+        (
+            {"DCORE_COORDINATOR": "host:1", "DCORE_PROCESSES": "two"},
+            "DCORE_PROCESSES=two must be a whole number",
+        ),
+        ({"SLURM_NTASKS": "2"}, "SLURM_NTASKS=2: .*start with srun, or unset SLURM_NTASKS"),
+    ],
+)
+def test_a_mistake_in_the_variables_of_several_processes_is_named(variables, message, monkeypatch):
+    def unknown():
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", unknown)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        prepare_devices(None)

@@ -8,9 +8,9 @@ A recipe's config is one dataclass with nested ones. `--config file.yaml` fills 
 import dataclasses
 import difflib
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -18,6 +18,8 @@ import yaml
 from dcore_jax.errors import UserError
 
 C = TypeVar("C")
+
+NANO = "nano"  # the model that is embedded
 
 # The field may change between the first start of a run and its resumption.
 MAY_CHANGE = types.MappingProxyType({"may_change": True})
@@ -33,9 +35,10 @@ def parse_command_line(
     """The config of a script: its `--config` file, or `default_config(arguments)`, overridden by dotted flags.
 
     Raises:
-      UserError: a config file that is missing, no YAML, or has an unknown key or a value of the wrong type.
+      UserError: a config file that is missing, no YAML, or has an unknown key or a value of the wrong type; a flag given twice.
       SystemExit: status 2 for a flag that does not exist, after naming the nearest.
     """
+    refuse_repeated_flags(kind, arguments)
     path, rest = None, list(arguments)
     for i, argument in enumerate(rest):
         if argument == "--config" or argument.startswith("--config="):
@@ -49,18 +52,72 @@ def parse_command_line(
     return tyro.cli(kind, args=rest, default=default, description=description)
 
 
+def nano_or_paper(preset: Path) -> Callable[[Sequence[str]], Path | None]:
+    """A `default_config`: the embedded preset, unless a model is named: then the defaults are the paper's."""
+
+    def default_config(arguments: Sequence[str]) -> Path | None:
+        after = zip(arguments, [*arguments[1:], ""])
+        named = [value for flag, value in after if flag == "--model"]
+        named += [flag.partition("=")[2] for flag in arguments if flag.startswith("--model=")]
+        return preset if all(name == NANO for name in named) else None
+
+    return default_config
+
+
+def refuse_repeated_flags(kind: Any, arguments: Sequence[str]) -> None:
+    """Raises UserError for a flag of the dataclass `kind` that is given twice: the parser would forget the first silently.
+
+    Flags that append (`tyro.conf.UseAppendAction`) may be repeated.
+    """
+    known = {"--config", *_flags(kind)}
+    seen: set[str] = set()
+    for argument in arguments:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag in known and flag in seen:
+            raise UserError(f"{flag} is given twice; give it once (a list: {flag} a b)")
+        seen.add(flag)
+
+
+def _flags(kind: Any, prefix: str = "--") -> Iterator[str]:
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        flag = prefix + name.replace("_", "-")
+        if dataclasses.is_dataclass(hint):
+            yield from _flags(hint, f"{flag}.")
+            continue
+        extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+        if tyro.conf.UseAppendAction not in extras:
+            yield flag
+            for extra in extras:
+                yield from getattr(extra, "aliases", None) or ()
+
+
+class _OneKey(yaml.SafeLoader):
+    """Refuses a mapping that holds a key twice, of which YAML's own loader silently keeps the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f"the key {twice} is given twice (line {node.start_mark.line + 1} on); keep one")
+        return super().construct_mapping(node, deep)
+
+
 def read_config(kind: type[C], path: str | Path) -> C:
     """A config from a YAML file; raises UserError naming the file, the key and the nearest known one."""
     try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such config file") from None
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-    try:
-        return config_from_dict(kind, values)
+        return config_from_dict(kind, read_yaml(path))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file holds, `{}` if nothing; raises UserError saying why it cannot be read, without its name."""
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), _OneKey) or {}
+    except FileNotFoundError:
+        raise UserError("no such config file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"not readable as YAML: {' '.join(str(error).split())}") from None
 
 
 def config_from_dict(kind: type[C], values: Any, prefix: str = "") -> C:

@@ -61,16 +61,17 @@ def prepare_devices(mesh: str | None) -> None:
     of several tasks, and on the workers of a TPU pod (or wherever DCORE_DISTRIBUTED=1 says so).
 
     Raises:
-      UserError: a mesh that cannot be read, or that does not divide among the processes.
+      UserError: a mesh that cannot be read, or that does not divide among the processes; a variable that is no number or missing.
     """
     environment = os.environ
-    slurm = int(environment.get("SLURM_NTASKS", "1"))
-    processes = int(environment.get("DCORE_PROCESSES", slurm))
+    slurm = _count(environment, "SLURM_NTASKS") or 1
+    processes = _count(environment, "DCORE_PROCESSES") or slurm
     if mesh is not None:
         wanted = math.prod(parse_mesh(mesh).values())
         if wanted % processes:
             raise UserError(
                 f"mesh {mesh} has {wanted} devices, which do not divide among {processes} processes"
+                + (" (SLURM_NTASKS; unset it for a single one)" if processes == slurm > 1 else "")
             )
         local = wanted // processes
         jax.config.update("jax_num_cpu_devices", local)
@@ -80,11 +81,28 @@ def prepare_devices(mesh: str | None) -> None:
             environment.setdefault("NPROC", str(8 * local))
     pod = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
     if "DCORE_COORDINATOR" in environment:
-        jax.distributed.initialize(
-            environment["DCORE_COORDINATOR"], processes, int(environment["DCORE_PROCESS_ID"])
-        )
+        index = _count(environment, "DCORE_PROCESS_ID")
+        if index is None or index >= processes:
+            raise UserError(
+                f"DCORE_COORDINATOR is set: give each process a DCORE_PROCESS_ID below DCORE_PROCESSES={processes}"
+            )
+        jax.distributed.initialize(environment["DCORE_COORDINATOR"], processes, index)
     elif slurm > 1 or pod or environment.get("DCORE_DISTRIBUTED") == "1":
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:  # no cluster that it knows
+            why = f"SLURM_NTASKS={slurm}" if slurm > 1 else "DCORE_DISTRIBUTED=1 or TPU_WORKER_HOSTNAMES"
+            mend = "start with srun, or unset SLURM_NTASKS" if slurm > 1 else "set DCORE_COORDINATOR by hand"
+            raise UserError(f"{why}: the other processes are not found ({error}); {mend}") from None
+
+
+def _count(environment: Mapping[str, str], name: str) -> int | None:
+    text = environment.get(name)
+    if text is None:
+        return None
+    if not text.isdecimal():
+        raise UserError(f"{name}={text} must be a whole number")
+    return int(text)
 
 
 def make_mesh(text: str | None) -> Mesh:
