@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcore_jax.calls import CALL_FORMATS, Call, render_calls
+from dcore_jax.calls import CALL_FORMATS, Call, render_calls, values_equal
 from dcore_jax.errors import UserError
-from dcore_jax.rewards import PRESETS, reward_range, tool_reward
+from dcore_jax.rewards import PRESETS, matching, reward_range, tool_reward
 from dcore_jax.rewards.matching import accuracy, jaccard, match_calls
 
 WEATHER, ALARM = Call("weather", {"city": "Oslo", "days": 3}), Call("alarm", {"time": "07:00"})
@@ -381,6 +381,15 @@ def test_matching_equals_its_definition_to_the_bit_and_to_the_prediction(predict
     assert [match.reference for match in found] == reference
     assert [(m.keys, m.values) for m in found] == [(keys, values) for _, keys, values in expected]
     assert all(m.predicted is e[0] for m, e in zip(found, expected))
+
+
+def test_values_are_compared_only_where_they_could_still_win(monkeypatch):
+    compared = []
+    monkeypatch.setattr(matching, "values_equal", lambda a, b: compared.append((a, b)) or values_equal(a, b))
+    made = [Call("f", {"a": 1, "b": 2}), *[Call("f", {"a": 1, "b": 3})] * 9, *[Call("f", {"a": 1})] * 9]
+    (match,) = match_calls(made, [Call("f", {"a": 1, "b": 2})])
+    assert (match.predicted, match.values) == (made[0], 2)
+    assert compared == [(1, 1), (2, 2)]
 
 
 def test_the_same_call_asked_for_and_made_twice_counts_twice():
