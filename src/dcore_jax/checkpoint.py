@@ -35,6 +35,17 @@ class Checkpoints:
         """The step of the newest whole checkpoint; None without one."""
         return self._manager.latest_step()
 
+    def find(self, step: int | None) -> int:
+        """`step`, or the newest where it is None; raises UserError where there is no such checkpoint."""
+        steps = sorted(self._manager.all_steps())
+        if not steps:
+            raise UserError(f"{self._folder.parent}: no checkpoint yet; let the run reach its first one")
+        if step is not None and step not in steps:
+            raise UserError(
+                f"{self._folder}: no checkpoint of step {step}; there are those of {', '.join(map(str, steps))}"
+            )
+        return steps[-1] if step is None else step
+
     def save(self, step: int, trees: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         """Starts to write a checkpoint; arrays may be donated as soon as this returns.
 
@@ -57,15 +68,20 @@ class Checkpoints:
 
         `trees` holds abstract trees: `jax.ShapeDtypeStruct` leaves with the sharding to restore to, which need not be the one
         that was saved.
+
+        Raises:
+          UserError: a checkpoint that is damaged, or of other shapes.
         """
         parts: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
         try:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(**parts, **{_JSON: ocp.args.JsonRestore()})
             )
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{self._folder / str(step)}: not restorable: {reason}") from None
+        except Exception as error:  # Orbax raises a plain Exception for a file that is cut short
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"{self._folder / str(step)}: not restorable: {reason}; delete this folder to go on from the one before"
+            ) from None
         return {name: restored[name] for name in trees}, restored[_JSON]
 
     def close(self) -> None:
