@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,9 +26,12 @@ from dcore_jax.rl.config import (
     ToolWorldConfig,
 )
 from dcore_jax.rl.learner import Learner
-from dcore_jax.sft.config import ComputeConfig, NanoConfig, OptimizerConfig
+from dcore_jax.rl.sources import evaluation_prompts, training_prompts
+from dcore_jax.sft.config import ComputeConfig, NanoConfig, OptimizerConfig, SFTConfig
 from dcore_jax.sft.embedded import embedded_model
+from dcore_jax.sft.tokenizer import load_tokenizer
 
+rl_train = sys.modules["dcore_jax.rl.train"]  # `rl.train` is its function
 STEPS = 4
 LEARNING_RATE = 3e-3
 
@@ -382,3 +386,86 @@ def test_the_defaults_and_the_config_files_are_the_papers():
     assert (paper.reward_preset, release.reward_preset) == ("dcore_paper", "dcore_release")
     nano = read_config(RLConfig, folder / "rl_nano.yaml")
     assert nano.model == "nano" and nano.base.model == "nano"
+
+
+def test_a_run_goes_on_with_the_prompts_it_started_with_and_with_no_others(uninterrupted, monkeypatch):
+    config, _ = uninterrupted
+
+    def others(*given):
+        prompts, report = training_prompts(*given)
+        return [prompts[1], prompts[0], *prompts[2:]], report
+
+    monkeypatch.setattr(rl_train, "training_prompts", others)
+    with pytest.raises(UserError, match="the data are not those the run started with; restore them or give"):
+        train(config)
+
+
+def test_a_run_whose_engine_or_tracker_did_not_start_leaves_the_folder_free(model, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise UserError("no server")
+
+    monkeypatch.setattr(rl_train, "open_engine", fails)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    for trackers, message in (((), "no server"), (("wandb",), "tracker wandb needs the package")):
+        with pytest.raises(UserError, match=message):
+            train(config_for(model, tmp_path, trackers=trackers))
+        assert not (tmp_path / "config.yaml").exists()
+
+
+def test_a_run_from_the_embedded_base_is_not_exported_where_its_base_is_not_found(
+    uninterrupted, tmp_path, monkeypatch
+):
+    config, result = uninterrupted
+    run = tmp_path / "run"
+    shutil.copytree(result.output, run)
+    for changes, message in (
+        ({"model": "nano", "base": SFTConfig(output="runs/base")}, "runs/base/hf: no such base model"),
+        ({"model": "no/such/folder/here"}, "no/such/folder/here is not found from here"),
+    ):
+        write_config(dataclasses.replace(config, **changes), run / "config.yaml")
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(
+            UserError, match=f"{message}.*start this in the folder that the run was started in"
+        ):
+            trained_decoder(run)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_the_mesh_and_the_lengths_are_held_against_the_model_before_any_work(model, tmp_path, monkeypatch):
+    def too_early(*_, **__):
+        raise AssertionError("read or trained first")
+
+    monkeypatch.setattr(rl_train, "training_prompts", too_early)
+    monkeypatch.setattr(rl_train, "base_model", too_early)
+    with pytest.raises(UserError, match="does not divide"):
+        train(config_for(model, tmp_path, mesh="tensor=4"))
+    long = RolloutConfig(group=4, max_prompt=2000, max_response=100)
+    for name in (model, "nano"):
+        with pytest.raises(
+            UserError, match=r"rollout.max_prompt=2000 and rollout.max_response=100 are 2100 tokens"
+        ):
+            train(config_for(name, tmp_path, rollout=long))
+
+
+def test_an_empty_evaluation_file_is_named(model, tmp_path):
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    config = config_for(model, tmp_path, evaluation=EvaluationConfig(prompts=2, data=(str(empty),)))
+    with pytest.raises(UserError, match=r"empty.jsonl \(evaluation.data\) holds no rows"):
+        evaluation_prompts(config, load_tokenizer(model))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs=0 must be at least 1"),
+        ({"micro_rows": -3}, "micro_rows=-3 must be at least 1"),
+        ({"seed": -3}, "seed=-3 must be at least 0"),
+        ({"rollout": RolloutConfig(cache_length=-1)}, "rollout.cache_length=-1 must be at least 0"),
+        ({"rollout": RolloutConfig(max_prompt=0)}, "rollout.max_prompt=0 must be at least 1"),
+        ({"evaluation": EvaluationConfig(prompts=-1)}, "evaluation.prompts=-1 must be at least 0"),
+    ],
+)
+def test_a_number_out_of_range_is_named(changes, message):
+    with pytest.raises(UserError, match=message):
+        RLConfig(**changes)

@@ -50,14 +50,15 @@ def refuse_another_config(config: Any, output: Path) -> None:
       UserError: naming every field that differs and may not change in a run.
     """
     if (output / "config.yaml").exists():
-        changed = differences(config_of_run(type(config), output), config)
+        started = config_of_run(type(config), output, mend="give another --output")
+        changed = differences(started, config)
         if changed:
             raise UserError(
                 f"{output} holds a run with another config ({'; '.join(changed)}); give another --output"
             )
 
 
-def config_of_run(kind: type[C], run: Path) -> C:
+def config_of_run(kind: type[C], run: Path, *, mend: str = "give the folder of an SFT or RL run") -> C:
     """The config that the run in a folder was started with.
 
     Raises:
@@ -65,11 +66,11 @@ def config_of_run(kind: type[C], run: Path) -> C:
     """
     path = run / "config.yaml"
     if not path.exists():
-        raise UserError(f"{run}: no config.yaml in it; this wants the folder of a training run")
+        raise UserError(f"{run}: no config.yaml in it; {mend}")
     other = keys_of_run(run) - {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if other:
         raise UserError(
-            f"{run}: holds a run of another recipe (its config.yaml has {', '.join(sorted(other))}); give another --output"
+            f"{run}: holds a run of another recipe (its config.yaml has {', '.join(sorted(other))}); {mend}"
         )
     return read_config(kind, path)
 
@@ -128,6 +129,12 @@ def refuse_other_data(output: Path, saved: Mapping[str, Any], now: Mapping[str, 
         raise UserError(
             f"{output}: the data are not those the run started with; restore them or give another --output"
         )
+
+
+def last_checkpoint(output: Path) -> str:
+    """What is left of a run that had to stop."""
+    whole = next((output / "checkpoints").glob("[0-9]*"), None)
+    return "the last checkpoint is good" if whole else "and no checkpoint was saved before"
 
 
 @contextlib.contextmanager

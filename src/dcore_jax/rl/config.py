@@ -9,14 +9,13 @@ import yaml
 
 from dcore_jax.algorithms import AlgorithmConfig, AlgorithmName, PresetName, algorithm_preset
 from dcore_jax.calls import CALL_FORMATS
-from dcore_jax.config import MAY_CHANGE, config_from_dict
+from dcore_jax.config import MAY_CHANGE, NANO, config_from_dict
 from dcore_jax.engines import EngineName
 from dcore_jax.errors import UserError
 from dcore_jax.metrics import Tracker
 from dcore_jax.rewards import PRESETS as REWARD_PRESETS
 from dcore_jax.sft.config import ComputeConfig, OptimizerConfig, SFTConfig
 
-NANO = "nano"
 TOOLWORLD = "toolworld"
 
 
@@ -120,8 +119,25 @@ class RLConfig:
             raise UserError(
                 f"prompts={self.prompts} must be a positive multiple of updates={self.updates}, each of which takes whole groups"
             )
-        if self.rollout.group < 1 or self.rollout.max_prompt < 1 or self.rollout.max_response < 1:
-            raise UserError("rollout.group, rollout.max_prompt and rollout.max_response must be at least 1")
+        positive = {
+            "epochs": self.epochs,
+            "micro_rows": self.micro_rows,
+            "rollout.group": self.rollout.group,
+            "rollout.max_prompt": self.rollout.max_prompt,
+            "rollout.max_response": self.rollout.max_response,
+            "rollout.slots": self.rollout.slots,
+            "toolworld.tasks": self.toolworld.tasks,
+        }
+        natural = {
+            "seed": self.seed,
+            "rollout.cache_length": self.rollout.cache_length,
+            "evaluation.prompts": self.evaluation.prompts,
+            "evaluation.every": self.evaluation.every,
+        }
+        for values, least in ((positive, 1), (natural, 0)):
+            for name, value in values.items():
+                if value is not None and value < least:
+                    raise UserError(f"{name}={value} must be at least {least}")
         if self.rollout.servers and self.rollout.engine != "vllm-server":
             raise UserError(f"--server is for --engine vllm-server, not for {self.rollout.engine}")
         if self.rollout.engine != "native" and (self.rollout.top_p < 1 or self.rollout.top_k > 0):
@@ -161,7 +177,7 @@ class RLConfig:
 
     @property
     def rows_per_pass(self) -> int:
-        return self.rows_per_update if self.micro_rows is None else max(self.micro_rows, 1)
+        return self.rows_per_update if self.micro_rows is None else self.micro_rows
 
     @property
     def reward_preset(self) -> str:

@@ -25,6 +25,7 @@ from dcore_jax.rl.watch import (
     token_metrics,
     update_metrics,
 )
+from dcore_jax.run_folder import last_checkpoint
 
 
 class Clock:
@@ -86,7 +87,7 @@ class Journal:
             np.savez_compressed(path, old_logprobs=scored.old_logprobs, **scored.padded.sequences._asdict())
             raise UserError(
                 f"step {step}: loss {row['loss']:.4g} and gradient norm {row['gradient_norm']:.4g} are not both finite; the "
-                f"batch is in {path}, the last checkpoint is good"
+                f"batch is in {path}, {last_checkpoint(self._output)}"
             )
         reward = float(row["reward"])
         self.first, self.last = reward if self.first is None else self.first, reward

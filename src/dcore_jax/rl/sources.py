@@ -1,14 +1,15 @@
 """Where a run's tokenizer and prompts come from, and the report of what was read."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dcore_jax.data import Rejections
 from dcore_jax.errors import UserError
 from dcore_jax.rl.config import TOOLWORLD, RLConfig
 from dcore_jax.rl.prompts import Prompt, Question, read_questions, render_prompts, toolworld_questions
+from dcore_jax.run_folder import fingerprint
 from dcore_jax.toolworld import generate_tasks
 
 
@@ -72,6 +73,14 @@ def training_prompts(config: RLConfig, tokenizer: Any) -> tuple[list[Prompt], Pr
     )
 
 
+def prompts_fingerprint(prompts: Sequence[Prompt]) -> dict[str, str]:
+    """Of their token ids and references: what a run that goes on must find again."""
+    return fingerprint(
+        json.dumps([prompt.ids, [(call.name, call.arguments) for call in prompt.question.reference]]).encode()
+        for prompt in prompts
+    )
+
+
 def evaluation_prompts(config: RLConfig, tokenizer: Any) -> list[Prompt]:
     """The fixed prompts of the greedy evaluation: the first of the files, or held-out tasks of the tool world."""
     settings, rejected = config.evaluation, Rejections()
@@ -85,19 +94,9 @@ def evaluation_prompts(config: RLConfig, tokenizer: Any) -> list[Prompt]:
         questions[: settings.prompts], tokenizer, max_length=config.rollout.max_prompt, rejections=rejected
     )
     if not prompts:
-        raise UserError(f"no prompt to evaluate on: {'; '.join(rejected.lines())}")
+        why = "; ".join(rejected.lines()) or f"{', '.join(settings.data)} (evaluation.data) holds no rows"
+        raise UserError(f"no prompt to evaluate on: {why}")
     return prompts
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model folder; raises UserError where there is none."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder}: no tokenizer could be read ({reason})") from None
 
 
 def _toolworld(config: RLConfig, count: int, split: str) -> list[Question]:

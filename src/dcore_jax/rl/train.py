@@ -8,34 +8,52 @@
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import yaml
 from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from dcore_jax.checkpoint import Checkpoints, abstract
-from dcore_jax.config import read_config
+from dcore_jax.config import NANO
 from dcore_jax.data.rendering import end_of_turn_ids
 from dcore_jax.engines import Engine, open_engine
 from dcore_jax.errors import UserError
 from dcore_jax.mesh import BATCH_AXES, make_mesh
-from dcore_jax.models import Compute, Decoder, abstract_decoder, read_model_config
+from dcore_jax.models import (
+    Compute,
+    Decoder,
+    ModelConfig,
+    abstract_decoder,
+    model_config_from_hf,
+    read_model_config,
+)
 from dcore_jax.plots_rl import plot_run
 from dcore_jax.regions import TokenBytes
-from dcore_jax.rl.config import NANO, RLConfig
+from dcore_jax.rl.config import RLConfig
 from dcore_jax.rl.journal import Clock, Journal
 from dcore_jax.rl.learner import DTYPES, Cursor, Learner
 from dcore_jax.rl.rollouts import Sampler, StepRollouts
-from dcore_jax.rl.sources import evaluation_prompts, load_tokenizer, training_prompts
-from dcore_jax.run_folder import only_run_in, refuse_another_config, remember_config, sigterm
-from dcore_jax.sft import base_model
+from dcore_jax.rl.sources import evaluation_prompts, prompts_fingerprint, training_prompts
+from dcore_jax.run_folder import (
+    config_of_run,
+    keys_of_run,
+    model_of_run,
+    only_run_in,
+    refuse_another_config,
+    refuse_other_data,
+    remember_config,
+    sigterm,
+)
+from dcore_jax.sft import base_model, find_base_model
 from dcore_jax.sft.step import TrainState
+from dcore_jax.sft.tokenizer import load_tokenizer
+from dcore_jax.toolworld.nano import nano_fields
 from dcore_jax.weights import local_folder, shardings
 
 
@@ -65,6 +83,8 @@ def train(config: RLConfig) -> RLResult:
     with only_run_in(output):
         refuse_another_config(config, output)
         folder = _model_folder(config, output)
+        # Refuses a mesh that does not divide the model before the data are read.
+        shardings(read_model_config(folder), mesh)
         tokenizer = load_tokenizer(folder)
         prompts, report = training_prompts(config, tokenizer)
         print(report)
@@ -73,21 +93,24 @@ def train(config: RLConfig) -> RLResult:
         with jax.set_mesh(mesh):
             run = Learner(config, mesh, folder, len(prompts))
             checkpoints = Checkpoints(output, keep=config.checkpoint.keep)
-            state, cursor = _start_or_resume(config, run, checkpoints)
-            remember_config(config, output)  # only now is there a run to remember
-            print(_header(config, run, int(state.step) // config.updates))
-            engine = _engine(config, run, state, tokenizer)
-            try:
-                return _loop(config, run, state, cursor, engine, checkpoints, prompts, held_out, tokenizer)
-            finally:
-                engine.close()
+            state, cursor = _start_or_resume(config, run, prompts_fingerprint(prompts), checkpoints)
+            done = int(state.step) // config.updates
+            print(_header(config, run, done))
+            with (
+                closing(Journal(config, run, tokenizer, done)) as journal,
+                closing(_engine(config, run, state, tokenizer)) as engine,
+            ):
+                remember_config(config, output)  # only now is there a run to remember
+                return _loop(
+                    config, run, state, cursor, engine, journal, checkpoints, prompts, held_out, tokenizer
+                )
 
 
-def _loop(config, run, state, cursor, engine, checkpoints, prompts, held_out, tokenizer) -> RLResult:
+def _loop(config, run, state, cursor, engine, journal, checkpoints, prompts, held_out, tokenizer) -> RLResult:
     output, total = Path(config.output), run.total
     step = start = saved = int(state.step) // config.updates
     sampler = Sampler(config, run.algorithm, prompts, tokenizer, total)
-    journal, token_bytes = Journal(config, run, tokenizer, start), TokenBytes(tokenizer)
+    token_bytes, data = TokenBytes(tokenizer), prompts_fingerprint(prompts)
     ahead: Future[StepRollouts] | None = None
     stopped = False
     bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1)
@@ -121,12 +144,11 @@ def _loop(config, run, state, cursor, engine, checkpoints, prompts, held_out, to
                     engine.update_weights(state.params, step)
                     journal.evaluated(step, sampler.greedy(engine, held_out))
                 if step % config.checkpoint.every == 0 or step == total or stopped:
-                    checkpoints.save(step, _trees(state), cursor.to_json())
+                    checkpoints.save(step, _trees(state), {**cursor.to_json(), **data})
                     saved = step
         checkpoints.wait()
     finally:
         bar.close()
-        journal.close()
     checkpoints.close()
     if step > start:
         journal.tokens_to(output / "token_entropy.json")
@@ -139,21 +161,19 @@ def _loop(config, run, state, cursor, engine, checkpoints, prompts, held_out, to
 
 def is_rl_run(run_folder: str | Path) -> bool:
     """Whether a run folder was written by this recipe, by the fields of its config.yaml; False where there is none."""
-    path = Path(run_folder) / "config.yaml"
-    return path.exists() and "algorithm" in (yaml.safe_load(path.read_text()) or {})
+    return "algorithm" in keys_of_run(Path(run_folder))
 
 
 def trained_decoder(run_folder: str | Path, step: int | None = None) -> tuple[Decoder, Path]:
     """The policy of a run's checkpoint (the latest, or `step`) and the folder it started from; no optimizer is read."""
     run_folder = Path(run_folder)
-    if not (run_folder / "config.yaml").exists():
-        raise UserError(f"{run_folder}: no config.yaml in it; give the folder of an RL run")
-    config = read_config(RLConfig, run_folder / "config.yaml")
+    config = config_of_run(RLConfig, run_folder)
     checkpoints = Checkpoints(run_folder, keep=None)
-    found = checkpoints.latest() if step is None else step
-    if found is None:
-        raise UserError(f"{run_folder}: no checkpoint yet; let the run reach its first one")
-    folder = _model_folder(config, run_folder)
+    found = checkpoints.find(step)
+    if config.model == NANO:
+        folder = find_base_model(config.base, output=run_folder / "base")
+    else:
+        folder = model_of_run(run_folder, config.model)
     dtype = DTYPES[config.compute.param_dtype]
     model_config = read_model_config(folder)
     graph, shapes = nnx.split(abstract_decoder(model_config, Compute(dtype=dtype, param_dtype=dtype)))
@@ -168,7 +188,9 @@ def _trees(state: Any) -> dict[str, Any]:
     return {"params": state.params, "optimizer": state.optimizer, "counters": counters}
 
 
-def _start_or_resume(config: RLConfig, run: Learner, checkpoints: Checkpoints) -> tuple[TrainState, Cursor]:
+def _start_or_resume(
+    config: RLConfig, run: Learner, prompts: dict[str, str], checkpoints: Checkpoints
+) -> tuple[TrainState, Cursor]:
     step = checkpoints.latest()
     if step is None:
         params = run.load()
@@ -177,6 +199,7 @@ def _start_or_resume(config: RLConfig, run: Learner, checkpoints: Checkpoints) -
         return make(params), Cursor()
     run.keep_reference()
     trees, data = checkpoints.restore(step, _trees(run.abstract))
+    refuse_other_data(Path(config.output), data, prompts)
     counters, start = trees["counters"], data["region_entropy"]
     print(f"resuming {config.output} after step {step} of {run.total}")
     state = TrainState(trees["params"], trees["optimizer"], None, counters["step"], counters["rng"])
@@ -208,9 +231,26 @@ def _model_folder(config: RLConfig, output: Path) -> Path:
         raise UserError(
             "no model: give --model <Hugging Face folder or hub id>, or --model nano for the embedded one"
         )
-    if config.model == NANO:
-        return base_model(config.base, output=output / "base", mesh=config.mesh)
-    return local_folder(config.model)
+    if config.model != NANO:
+        folder = local_folder(config.model)
+        _check_lengths(config, read_model_config(folder))
+        return folder
+    base = config.base
+    if base.model == NANO:  # before it is trained
+        fields = nano_fields(1, hidden=base.nano.hidden, layers=base.nano.layers)
+        _check_lengths(config, model_config_from_hf(fields))
+    folder = base_model(base, output=output / "base", mesh=config.mesh)
+    _check_lengths(config, read_model_config(folder))
+    return folder
+
+
+def _check_lengths(config: RLConfig, model: ModelConfig) -> None:
+    prompt, response = config.rollout.max_prompt, config.rollout.max_response
+    if prompt + response > model.max_position_embeddings:
+        raise UserError(
+            f"rollout.max_prompt={prompt} and rollout.max_response={response} are {prompt + response} tokens, the model's "
+            f"max_position_embeddings is {model.max_position_embeddings}; lower one of them"
+        )
 
 
 def _check_devices(config: RLConfig, mesh: Mesh) -> None:

@@ -1,5 +1,6 @@
 """Everything that decides an SFT run. The defaults are the paper's for Qwen3-8B (D-CORE, appendix A.6.1)."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -29,6 +30,16 @@ class OptimizerConfig:
     weight_decay: float = 0.0  # of matrices; norms and biases are never decayed
     clip_norm: float = 1.0  # global gradient norm; 0: no clipping
     ema_decay: float = 0.0  # of an exponential moving average of the parameters; 0: none is kept
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "weight_decay", "clip_norm", "epsilon"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"optimizer.{name}={getattr(self, name)} must be a number of at least 0")
+        for name in ("beta1", "beta2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"optimizer.{name}={getattr(self, name)} must be in [0, 1)")
+        if not 0 <= self.warmup <= 1:
+            raise UserError(f"optimizer.warmup={self.warmup} is a share of the steps, in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -98,5 +109,8 @@ class SFTConfig:
             raise UserError(f"steps={self.steps} must be at least 1")
         if self.checkpoint.every < 1 or self.checkpoint.keep < 1:
             raise UserError("checkpoint.every and checkpoint.keep must be at least 1")
-        if not 0 <= self.optimizer.warmup <= 1 or not 0 <= self.optimizer.ema_decay < 1:
-            raise UserError("optimizer.warmup is a share in [0, 1], optimizer.ema_decay in [0, 1)")
+        for name, value in {"epochs": self.epochs, "packing.length": self.packing.length}.items():
+            if value < 1:
+                raise UserError(f"{name}={value} must be at least 1")
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed} must be at least 0")

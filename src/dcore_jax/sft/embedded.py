@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dcore_jax.config import NANO
 from dcore_jax.models import Compute, model_config_from_hf
 from dcore_jax.sft.config import NanoConfig
 from dcore_jax.toolworld import generate_tasks, to_record
@@ -15,7 +16,6 @@ from dcore_jax.toolworld.nano import build_tokenizer, nano_config
 from dcore_jax.toolworld.records import write_records
 from dcore_jax.weights import export_decoder, new_decoder
 
-NANO = "nano"
 TOOLWORLD = "toolworld"
 
 

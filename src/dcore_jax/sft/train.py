@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from dcore_jax.checkpoint import Checkpoints, abstract
-from dcore_jax.config import config_to_dict, read_config
+from dcore_jax.config import NANO, config_to_dict
 from dcore_jax.data import load_samples
 from dcore_jax.data.packing import PackedBatch, count_batches, packed_batches
 from dcore_jax.data.store import SampleStore
@@ -31,9 +31,18 @@ from dcore_jax.mesh import BATCH_AXES, make_mesh, put_global
 from dcore_jax.metrics import MetricLog
 from dcore_jax.models import Compute, Decoder, abstract_decoder, read_model_config
 from dcore_jax.plots import plot_loss
-from dcore_jax.run_folder import only_run_in, refuse_another_config, remember_config, sigterm
+from dcore_jax.run_folder import (
+    config_of_run,
+    fingerprint,
+    model_of_run,
+    only_run_in,
+    refuse_another_config,
+    refuse_other_data,
+    remember_config,
+    sigterm,
+)
 from dcore_jax.sft.config import SFTConfig
-from dcore_jax.sft.embedded import NANO, TOOLWORLD, embedded_data, embedded_model
+from dcore_jax.sft.embedded import TOOLWORLD, embedded_data, embedded_model
 from dcore_jax.sft.step import (
     Batch,
     TrainState,
@@ -41,6 +50,7 @@ from dcore_jax.sft.step import (
     make_optimizer,
     make_train_step,
 )
+from dcore_jax.sft.tokenizer import load_tokenizer
 from dcore_jax.sft.watch import Watch
 from dcore_jax.weights import load_decoder, local_folder, shardings
 
@@ -75,16 +85,18 @@ def train(config: SFTConfig) -> SFTResult:
     with only_run_in(output):
         refuse_another_config(config, output)
         folder, files = _model_and_data(config, output)
+        # Refuses a mesh that does not divide the model before the data are read.
+        shardings(read_model_config(folder), mesh)
         store = _load_data(config, folder, files, output, say)
+        data = _fingerprint(store)
         total = _total_steps(config, store)
         checkpoints = Checkpoints(output, keep=config.checkpoint.keep)
         with jax.set_mesh(mesh):
             run = _Run(config, mesh, folder, total)
-            state, batches = _start_or_resume(config, run, store, checkpoints, folder, mesh, say)
-            remember_config(config, output)  # only now is there a run to remember
+            state, batches = _start_or_resume(config, run, store, data, checkpoints, folder, mesh, say)
             say(_header(config, run, mesh, total, int(state.step)))
             try:
-                return _loop(config, run, state, batches, checkpoints, output, folder, say)
+                return _loop(config, run, state, batches, data, checkpoints, output, folder, say)
             finally:
                 batches.close()  # its prefetch thread
 
@@ -136,10 +148,11 @@ class _Run:
         )
 
 
-def _loop(config, run: _Run, state: TrainState, batches, checkpoints, output, folder, say) -> SFTResult:
+def _loop(config, run: _Run, state: TrainState, batches, data, checkpoints, output, folder, say) -> SFTResult:
     step = start = int(state.step)
     main = jax.process_index() == 0
     log = MetricLog(output, config.trackers, start, config_to_dict(config)) if main else None
+    remember_config(config, output)  # only now is there a run to remember
     watch = Watch(config, run.model_config, run.schedule, run.mesh.size, log, output)
     bar = tqdm(
         total=run.total, initial=start, unit="step", disable=not main, dynamic_ncols=True, smoothing=0.1
@@ -163,7 +176,7 @@ def _loop(config, run: _Run, state: TrainState, batches, checkpoints, output, fo
                 if step % config.checkpoint.every == 0 or step == run.total or stopped:
                     watch.record(*pending, bar)  # never save what was not seen to be finite
                     pending = None
-                    checkpoints.save(step, _trees(state), batches.get_state())
+                    checkpoints.save(step, _trees(state), {**batches.get_state(), **data})
                     saved = step
         if pending is not None:
             watch.record(*pending, bar)
@@ -189,27 +202,17 @@ def _trees(state: Any) -> dict[str, Any]:
     return trees if state.ema is None else {**trees, "ema": state.ema}
 
 
-def _start_or_resume(config, run: _Run, store: SampleStore, checkpoints, folder, mesh, say):
-    batches = iter(
-        packed_batches(
-            store,
-            rows=config.rows,
-            pack_length=config.packing.length,
-            seed=config.seed,
-            epochs=config.epochs,
-            packing=config.packing.method,
-            order=config.packing.order,
-            bins=config.packing.bins,
-        )
-    )
+def _start_or_resume(config, run: _Run, store: SampleStore, data, checkpoints, folder, mesh, say):
+    batches = iter(packed_batches(store, **_batching(config)))
     step = checkpoints.latest()
     if step is None:
         decoder = load_decoder(folder, compute=run.compute, mesh=mesh, progress=jax.process_index() == 0)
         _, params = nnx.split(decoder)
         make = jax.jit(lambda p: run.new_state(p, config), out_shardings=run.where, donate_argnums=0)
         return make(params), batches
-    trees, data = checkpoints.restore(step, _trees(run.abstract))
-    batches.set_state(data)
+    trees, saved = checkpoints.restore(step, _trees(run.abstract))
+    refuse_other_data(Path(config.output), saved, data)
+    batches.set_state({key: value for key, value in saved.items() if key not in data})
     counters = trees["counters"]
     say(f"resuming {config.output} after step {step} of {run.total}")
     return TrainState(
@@ -222,14 +225,13 @@ def trained_decoder(
 ) -> tuple[Decoder, Path]:
     """The decoder of a run's checkpoint (the latest, or `step`) and the folder its weights came from; no optimizer is read."""
     run_folder = Path(run_folder)
-    if not (run_folder / "config.yaml").exists():
-        raise UserError(f"{run_folder}: no config.yaml in it; --run wants the folder of a training run")
-    config = read_config(SFTConfig, run_folder / "config.yaml")
+    config = config_of_run(SFTConfig, run_folder)
     checkpoints = Checkpoints(run_folder, keep=None)
-    found = checkpoints.latest() if step is None else step
-    if found is None:
-        raise UserError(f"{run_folder}: no checkpoint yet; let the run reach its first one")
-    folder, _ = _model_and_data(config, run_folder)
+    found = checkpoints.find(step)
+    if config.model == NANO:
+        folder = embedded_model(run_folder / "embedded", config.nano, config.seed)
+    else:
+        folder = model_of_run(run_folder, config.model)
     compute = Compute(
         dtype=_DTYPES[config.compute.param_dtype], param_dtype=_DTYPES[config.compute.param_dtype]
     )
@@ -291,15 +293,8 @@ def _embed(config: SFTConfig, folder: Path) -> None:
 
 
 def _load_data(config: SFTConfig, folder: Path, files, output: Path, say) -> SampleStore:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{folder}: no tokenizer could be read ({str(error).strip().splitlines()[0]})"
-        ) from None
     model = read_model_config(folder)
+    tokenizer = load_tokenizer(folder)
     main = jax.process_index() == 0
     store, report = load_samples(
         files,
@@ -328,17 +323,26 @@ def _load_data(config: SFTConfig, folder: Path, files, output: Path, say) -> Sam
     return store
 
 
+def _fingerprint(store: SampleStore) -> dict[str, str]:
+    arrays = (store.tokens, store.offsets, store.loss_bits, store.count_bits)
+    return fingerprint(array.data.cast("B") for array in arrays)
+
+
+def _batching(config: SFTConfig) -> dict[str, Any]:
+    """What decides the batches: the ones that are counted are the ones that are trained on."""
+    return {
+        "rows": config.rows,
+        "pack_length": config.packing.length,
+        "seed": config.seed,
+        "epochs": config.epochs,
+        "packing": config.packing.method,
+        "order": config.packing.order,
+        "bins": config.packing.bins,
+    }
+
+
 def _total_steps(config: SFTConfig, store: SampleStore) -> int:
-    in_data = count_batches(
-        store,
-        rows=config.rows,
-        pack_length=config.packing.length,
-        seed=config.seed,
-        epochs=config.epochs,
-        packing=config.packing.method,
-        order=config.packing.order,
-        bins=config.packing.bins,
-    )
+    in_data = count_batches(store, **_batching(config))
     if config.steps is not None and config.steps > in_data:
         raise UserError(
             f"steps={config.steps}, but {config.epochs} epochs of the data are {in_data} steps; raise --epochs or lower --steps"

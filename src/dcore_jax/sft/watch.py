@@ -13,6 +13,7 @@ from dcore_jax.data.packing import PackedBatch, packing_fill
 from dcore_jax.errors import UserError
 from dcore_jax.metrics import MetricLog, peak_flops, training_flops
 from dcore_jax.models import ModelConfig
+from dcore_jax.run_folder import last_checkpoint
 from dcore_jax.sft.config import SFTConfig
 from dcore_jax.sft.step import StepMetrics
 
@@ -79,5 +80,5 @@ class Watch:
             np.savez_compressed(path, **packed._asdict())
         raise UserError(
             f"step {step}: loss {row['loss']:.4g} and gradient norm {row['gradient_norm']:.4g} are not both finite; "
-            f"the batch is in {path}, the last checkpoint is good"
+            f"the batch is in {path}, {last_checkpoint(self._output)}"
         )
