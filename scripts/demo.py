@@ -1,9 +1,11 @@
 #!/usr/bin/env python
 """The whole method at nano size, on any machine: base, self-distillation, SFT on its corpus, DA-GRPO, export, held-out tasks."""
 
+import argparse
+import os
 import shutil
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 from dcore_jax.cli import run_script
 from dcore_jax.config import parse_command_line
 from dcore_jax.distill.config import DistillConfig
+from dcore_jax.errors import UserError
 from dcore_jax.mesh import prepare_devices
 from dcore_jax.rl.config import RLConfig
 from dcore_jax.sft.config import SFTConfig
@@ -22,7 +25,9 @@ HELD_OUT = 160  # tasks
 
 
 def main() -> None:
-    if "--fresh" in sys.argv:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--fresh", action="store_true", help=f"begin again: empty {DEMO}/ first")
+    if arguments.parse_args().fresh:
         shutil.rmtree(DEMO, ignore_errors=True)
     started = time.perf_counter()
 
@@ -40,7 +45,9 @@ def main() -> None:
 
     say(2, "Self-distillation: the base decomposes, reasons, acts; what is verified becomes a corpus")
     corpus = replace(distillation, model=str(base), output=str(DEMO / "self_distilled"))
-    print(distill.summary(distill.distill_seeds(corpus)))
+    distilled = distill.distill_seeds(corpus)
+    print(distill.summary(distilled))
+    refuse_stopped(distilled.stopped)
 
     say(3, f"Packed SFT of the base on its own corpus, on {MESH} virtual devices")
     learning = replace(
@@ -52,21 +59,27 @@ def main() -> None:
     )
     taught = sft.train(learning)
     print(f"\n{sft.summary(taught)}")
+    refuse_stopped(taught.preempted)
 
     say(4, "Export to Hugging Face format, and the check that it computes the same")
     exported = DEMO / "hf_sft"
-    if not exported.exists():
-        print(check_export(taught.output, exported))
+    if export_once(exported, taught.step, lambda: print(check_export(taught.output, exported))):
+        shutil.rmtree(DEMO / "rl", ignore_errors=True)  # it went on from other weights
 
     say(5, "DA-GRPO from there, rewarded in the tool world")
     rewarded = replace(preset(RLConfig, "rl_distilled_nano"), model=str(exported), output=str(DEMO / "rl"))
-    print(f"\n{rl.summary(rl.train(rewarded))}")
+    rewarding = rl.train(rewarded)
+    print(f"\n{rl.summary(rewarding)}")
+    refuse_stopped(rewarding.preempted)
     final = DEMO / "hf"
-    if not final.exists():
+
+    def export_policy() -> None:
         from dcore_jax import export_hf
 
         model, source = rl.trained_decoder(rewarded.output)
         export_hf(model, final, source=source)
+
+    export_once(final, rewarding.step, export_policy)
 
     say(6, f"{HELD_OUT} tasks that none of them has seen, whole")
     stages = {
@@ -79,6 +92,25 @@ def main() -> None:
     print(
         f"\nall of it in {DEMO}/, {time.perf_counter() - started:,.0f} s; run it again from scratch: make demo FRESH=1"
     )
+
+
+def refuse_stopped(stopped: bool) -> None:
+    """What SIGTERM cut short is no stage that the next one may start from."""
+    if stopped:
+        raise UserError("stopped; run make demo again")
+
+
+def export_once(folder: Path, step: int, export: Callable[[], None]) -> bool:
+    """Exports the weights of `step` into `folder` unless they are there; whether it had to."""
+    made_of = folder.with_name(f"{folder.name}.step")
+    if folder.exists() and made_of.exists() and made_of.read_text() == str(step):
+        return False
+    shutil.rmtree(folder, ignore_errors=True)
+    export()
+    partial = made_of.with_name(f"{made_of.name}.partial")
+    partial.write_text(str(step))
+    os.replace(partial, made_of)
+    return True
 
 
 def preset(config_type: type[Any], name: str) -> Any:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import runpy
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,9 @@ from safetensors.numpy import load_file, save_file
 from dcore_jax import UserError, load_hf
 from dcore_jax.config import read_config, write_config
 from dcore_jax.metrics import read_metrics
-from dcore_jax.sft import SFTConfig, summary, train, trained_decoder
+from dcore_jax.rl import RLConfig, is_rl_run
+from dcore_jax.run_folder import last_checkpoint, only_run_in
+from dcore_jax.sft import SFTConfig, base_model, check, find_base_model, summary, train, trained_decoder
 from dcore_jax.sft.config import CheckpointConfig, ComputeConfig, NanoConfig, OptimizerConfig, PackingConfig
 from dcore_jax.weights import export_decoder
 
@@ -230,6 +234,11 @@ def _no_template(folder):
     (folder / "tokenizer_config.json").write_text(json.dumps(fields))
 
 
+def _no_tokenizer(folder):
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
 def _edit_tensor(folder, change):
     tensors = load_file(folder / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
@@ -257,6 +266,8 @@ def _nan(x):
         (None, {"steps": 10_000}, "steps=10000, but 4 epochs of the data are"),
         (_no_template, {}, "chat template"),
         (lambda f: (f / "tokenizer.json").unlink(), {}, "tokenizer"),
+        (_no_tokenizer, {}, "the tokenizer has no vocabulary; put the model's tokenizer.json there"),
+        (lambda f: (f / "config.json").unlink(), {}, "config.json: not found"),
         (lambda f: _edit_tensor(f, _nan), {}, "NaN or infinite values in model.layers.0.mlp.up_proj.weight"),
         (lambda f: _edit_tensor(f, lambda x: x.astype(np.int32)), {}, "has dtype I32"),
         (
@@ -332,3 +343,153 @@ runpy.run_path({str(SCRIPTS / "train_sft.py")!r}, run_name="__main__")
     assert "Traceback" not in printed, printed  # every writer fails, some after that line
     assert "never awaited" not in printed, printed
     assert not [p for p in (tmp_path / "run" / "checkpoints").glob("*") if p.name.isdigit()]
+
+
+def _copied(run, folder):
+    shutil.copytree(run, folder)
+    return dataclasses.replace(CONFIG, output=str(folder))
+
+
+def test_a_run_goes_on_with_the_data_it_started_with_and_with_no_others(uninterrupted, tmp_path):
+    config = _copied(uninterrupted[0], tmp_path / "run")
+    (data,) = (tmp_path / "run" / "embedded").glob("*.jsonl")
+    lines = data.read_text().splitlines(keepends=True)
+    data.write_text("".join([lines[1], lines[0], *lines[2:]]))
+    with pytest.raises(UserError, match="the data are not those the run started with; restore them or give"):
+        train(config)
+    (saved,) = (tmp_path / "run" / "checkpoints" / str(STEPS)).glob("data/metadata")
+    fields = json.loads(saved.read_text())
+    assert fields.pop("data_sha256")
+    saved.write_text(json.dumps(fields))  # as a checkpoint of an older version is
+    assert train(config).step == STEPS
+
+
+def test_a_torn_checkpoint_is_one_line_that_says_what_to_delete(uninterrupted, tmp_path):
+    config = _copied(uninterrupted[0], tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoints" / str(STEPS) / "params").rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"checkpoints/20: not restorable: .*delete this folder") as error:
+        train(config)
+    assert "\n" not in str(error.value)
+
+
+def test_an_export_of_a_step_that_is_not_there_names_those_that_are(uninterrupted):
+    with pytest.raises(UserError, match="no checkpoint of step 99; there are those of 16, 20"):
+        trained_decoder(uninterrupted[0], 99)
+
+
+def test_a_run_whose_model_is_elsewhere_says_where_to_start_the_export(uninterrupted, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(uninterrupted[0], output)
+    (output / "config.yaml").unlink()
+    write_config(dataclasses.replace(CONFIG, model="no/such/folder/here"), output / "config.yaml")
+    with pytest.raises(UserError, match="no/such/folder/here is not found from here") as error:
+        trained_decoder(output)
+    assert "--model" not in str(error.value)
+
+
+def test_the_folder_of_another_recipe_is_called_that(tmp_path):
+    write_config(RLConfig(), tmp_path / "config.yaml")
+    for stop in (
+        lambda: train(dataclasses.replace(CONFIG, output=str(tmp_path))),
+        lambda: trained_decoder(tmp_path),
+    ):
+        with pytest.raises(UserError, match="holds a run of another recipe"):
+            stop()
+    (tmp_path / "config.yaml").write_text("model: [")
+    with pytest.raises(UserError, match=r"config.yaml: not readable as YAML"):
+        is_rl_run(tmp_path)
+
+
+def test_a_base_model_that_is_another_run_names_its_own_flag(tmp_path):
+    write_config(CONFIG, tmp_path / "config.yaml")
+    (tmp_path / "hf").mkdir()
+    config = dataclasses.replace(CONFIG, output=str(tmp_path), rows=4)
+    with pytest.raises(UserError, match=r"rows: 8 -> 4.*give another --base.output"):
+        base_model(config, output=tmp_path, mesh="1")
+
+
+def test_a_base_model_is_looked_up_and_not_trained_again_after_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match="no such base model; start this in the folder that the run was started"
+    ):
+        find_base_model(dataclasses.replace(CONFIG, output="runs/base"), output=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path):
+    (tmp_path / ".lock").mkdir()  # the tests may run as root, whom no permission stops
+    with (
+        pytest.raises(UserError, match=r"cannot be written to .*give another --output"),
+        only_run_in(tmp_path),
+    ):
+        pass
+
+
+def test_a_run_that_stops_at_its_first_step_claims_no_checkpoint(tmp_path):
+    assert last_checkpoint(tmp_path) == "and no checkpoint was saved before"
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    assert last_checkpoint(tmp_path) == "the last checkpoint is good"
+
+
+def test_a_tracker_that_is_not_installed_leaves_the_folder_free(nano_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = dataclasses.replace(CONFIG, model=str(nano_folder), output=str(tmp_path), trackers=("wandb",))
+    with pytest.raises(UserError, match="tracker wandb needs the package wandb"):
+        train(config)
+    assert not (tmp_path / "config.yaml").exists()
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return SimpleNamespace(**runpy.run_path(str(SCRIPTS / "demo.py"), run_name="demo"))
+
+
+def test_the_demo_exports_again_what_has_gone_on_since_and_stops_at_a_stage_that_was_stopped(demo, tmp_path):
+    made, folder = [], tmp_path / "hf"
+
+    def export():
+        folder.mkdir()
+        made.append(1)
+
+    assert [demo.export_once(folder, step, export) for step in (3, 3, 5)] == [True, False, True]
+    assert len(made) == 2
+    with pytest.raises(UserError, match="stopped; run make demo again"):
+        demo.refuse_stopped(True)
+    demo.refuse_stopped(False)
+
+
+def test_the_demo_starts_with_no_argument_that_it_does_not_know(demo, monkeypatch, capsys):
+    for argument, status in (("--help", 0), ("--frseh", 2)):
+        monkeypatch.setattr(sys, "argv", ["demo.py", argument])
+        with pytest.raises(SystemExit) as error:
+            demo.main()
+        assert error.value.code == status
+    assert "--fresh" in capsys.readouterr().out
+
+
+def test_a_checked_export_appears_only_when_the_check_held(uninterrupted, tmp_path, monkeypatch):
+    def differs(*_):
+        raise UserError("logits differ")
+
+    monkeypatch.setattr(check, "_compare", differs)
+    with pytest.raises(UserError, match="logits differ"):
+        check.check_export(uninterrupted[0], tmp_path / "hf")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": float("nan")}, "optimizer.learning_rate=nan must be a number of at least 0"),
+        ({"learning_rate": -1.0}, "optimizer.learning_rate=-1.0 must be"),
+        ({"clip_norm": -1.0}, "optimizer.clip_norm=-1.0 must be"),
+        ({"beta2": 1.0}, r"optimizer.beta2=1.0 must be in \[0, 1\)"),
+        ({"warmup": 2.0}, "optimizer.warmup=2.0 is a share"),
+    ],
+)
+def test_a_number_out_of_range_is_named(changes, message):
+    with pytest.raises(UserError, match=message):
+        OptimizerConfig(**changes)

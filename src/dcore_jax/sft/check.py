@@ -1,11 +1,14 @@
 """The check of a finished run: its export computes what the run does."""
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 
 from dcore_jax import load_hf
 from dcore_jax.errors import UserError
+from dcore_jax.models import Decoder
 from dcore_jax.sft.train import trained_decoder
 from dcore_jax.weights import export_decoder
 
@@ -13,11 +16,25 @@ from dcore_jax.weights import export_decoder
 def check_export(run: Path, out: Path) -> str:
     """Exports the run's latest checkpoint, loads it again and compares logits on random tokens; with torch, transformers' too.
 
+    `out` appears only when it is whole and the comparison held.
+
     Raises:
-      UserError: a logit differs by more than 1e-4.
+      UserError: a logit differs by more than 1e-4; `out` exists.
     """
+    if out.exists():
+        raise UserError(f"{out}: exists; choose another folder or remove it yourself")
     decoder, source = trained_decoder(run)
-    export_decoder(decoder, out, source=source)
+    partial = out.with_name(f"{out.name}.unchecked-{os.getpid()}")
+    try:
+        export_decoder(decoder, partial, source=source)
+        lines = _comparisons(decoder, partial)
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return f"exported to {out}\n" + "\n".join(lines)
+
+
+def _comparisons(decoder: Decoder, out: Path) -> list[str]:
     tokens = np.random.default_rng(0).integers(0, decoder.config.vocab_size, (2, 64)).astype(np.int32)
     expected = np.asarray(decoder(tokens))
     lines = [_compare("dcore_jax.load_hf", np.asarray(load_hf(out)(tokens)), expected)]
@@ -31,7 +48,7 @@ def check_export(run: Path, out: Path) -> str:
             model = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="float32")
             logits = model(torch.tensor(tokens).long()).logits.numpy()
         lines.append(_compare("transformers", logits, expected))
-    return f"exported to {out}\n" + "\n".join(lines)
+    return lines
 
 
 def _compare(name: str, logits: np.ndarray, expected: np.ndarray) -> str:
