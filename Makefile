@@ -20,6 +20,7 @@ help:
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make vllm       vLLM beside JAX in an environment of its own, .venv-vllm;  make test-vllm: its tests (5 minutes)"
 	@echo "make lint       ruff and mypy only;  make format: ruff format"
+	@echo "make clean      remove both environments and the compilation cache; runs/ and demo/ stay"
 
 $(BIN)/python:
 	@command -v uv >/dev/null && uv venv --quiet --python "$(PYTHON)" $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -68,4 +69,4 @@ test-vllm: vllm
 	@$(VLLM)/bin/python -m pytest -m vllm tests/test_vllm.py
 
 clean:
-	rm -rf $(VENV) $(VLLM) .cache runs demo
+	rm -rf $(VENV) $(VLLM) .cache
