@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,6 +29,7 @@ from dcore_jax.distill.templates import Templates
 from dcore_jax.engines import Sample
 from dcore_jax.evaluation.toolworld import solve
 from dcore_jax.rewards.dcore import follows_format
+from dcore_jax.toolworld import Observation
 from dcore_jax.toolworld.nano import build_tokenizer
 
 NANO = DistillConfig(prompts="nano")
@@ -556,6 +559,32 @@ def test_no_more_than_in_flight_wait_and_all_engines_share_the_work(tmp_path, sa
     assert (
         early[1] <= 3 * 4 + reports < len(samples)
     )  # samples are drawn when there is room for their questions
+
+
+def test_tools_that_take_their_time_do_not_wait_for_one_another(tmp_path, samples, tokenizer, monkeypatch):
+    class Slow:
+        done = False
+
+        def reset(self, task):
+            self.left = list(task.responses)
+
+        def call(self, call):
+            time.sleep(0.2)
+            return Observation(self.left.pop(0))
+
+        def observe(self):
+            return ()
+
+    chains = [s for s in read_seeds(["toolworld:12,subtasks=2,kinds=sequential"])[0] if s.task]
+    slow = [replace(sample, task=SimpleNamespace(responses=sample.responses)) for sample in chains]
+    monkeypatch.setattr("dcore_jax.distill.adapters.adapter_for", lambda task: Slow())
+    config = replace(NANO, act="execute")
+    start = time.monotonic()
+    _, outcomes = go(tmp_path / "slow", slow, tokenizer, perfect_script(by_id(slow)), config)
+    assert len(outcomes) == 12 and all(outcome.accepted for outcome in outcomes.values())
+    assert time.monotonic() - start < 0.6 * 12 * 0.2  # one call of each chain is followed by another
+    go(tmp_path / "one", slow, tokenizer, perfect_script(by_id(slow)), replace(config, in_flight=1))
+    assert corpus_bytes(tmp_path / "slow", slow) == corpus_bytes(tmp_path / "one", slow)
 
 
 def test_seeds_depend_on_the_question_alone(tmp_path, samples, tokenizer):

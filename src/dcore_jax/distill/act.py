@@ -123,6 +123,11 @@ def check_task(sample: SeedSample, act: Act) -> None:
         raise Rejected("act", "nothing to execute in: the sample has recorded responses only")
 
 
+def takes_time(sample: SeedSample, act: Act) -> bool:
+    """Whether the sample's tools may: those of another project's environment, not a record and not the tool world."""
+    return act == "execute" and sample.task is not None and not isinstance(sample.task, Task)
+
+
 def check_answerable(sample: SeedSample, act: Act) -> None:
     """Raises Rejected with stage `act` where a chain of the sample's calls cannot be answered, whatever a model says."""
     check_task(sample, act)

@@ -1,32 +1,38 @@
 """Thousands of samples on their way through all stages at once.
 
 A sample moves on as soon as its answers are there; nothing waits for the slowest of a stage. A new sample is let in only
-when fewer questions wait than the engines take, so memory is bounded by `in_flight`, not by the number of samples. What
-comes out does not depend on the order of arrival: each question's seed derives from the sample and the question alone.
+when fewer questions wait than the engines take, so memory is bounded by `in_flight`, not by the number of samples. Tools
+that may take their time act in threads, the calls of one sample one after the other. What comes out does not depend on
+the order of arrival: each question's seed derives from the sample and the question alone.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
 from dcore_jax.calls.bounds import CallSyntaxError, check_text
+from dcore_jax.distill.act import takes_time
 from dcore_jax.distill.algorithm import Method, distill
 from dcore_jax.distill.ask import Answer, Ask, Rejected, Speaker, Stage, request_seed
 from dcore_jax.distill.journal import Journal
 from dcore_jax.distill.sample import Outcome, SeedSample
 from dcore_jax.engines.engine import Engine, Request, Sample
 
+_ACTING = 32  # samples whose tools act at the same time
+
 
 @dataclass
 class _Flight:
-    """A sample under way: its stage, the questions it waits for, and the answers that are there."""
+    """A sample under way: its stage, the questions it waits for with their prompts, and the answers that are there."""
 
     sample: SeedSample
     stage: Stage[Outcome]
     known: dict[str, Answer]  # from the journal
     asks: tuple[Ask, ...] = ()
     answers: list[Answer | None] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
 
 
 def run_pipeline(
@@ -52,8 +58,17 @@ def run_pipeline(
     lines = {speaker: _Line(method, tokenizers[speaker], engines[speaker]) for speaker in engines}
     exhausted = False
 
+    acting: dict[Future[Outcome | None], _Flight] = {}
+    threads = ThreadPoolExecutor(_ACTING, "tools")
+
     def advance(flight: _Flight) -> None:
-        """Sends complete answers to the stage until it asks something new, or is at its end."""
+        if takes_time(flight.sample, method.config.act):
+            acting[threads.submit(step, flight)] = flight
+        else:
+            settle(flight, step(flight))
+
+    def step(flight: _Flight) -> Outcome | None:
+        """Sends complete answers to the stage until it asks something new (None), or is at its end."""
         failure: Rejected | None = None
         while failure or None not in flight.answers:
             try:
@@ -62,13 +77,11 @@ def run_pipeline(
                 else:
                     flight.asks = flight.stage.send(tuple(flight.answers) if flight.asks else None)  # type: ignore[arg-type]
             except StopIteration as end:
-                journal.finished(end.value)
-                on_outcome(end.value)
-                return
+                return end.value
             flight.answers = [flight.known.pop(ask.key, None) for ask in flight.asks]
             try:
-                failure, texts = None, [line_of(ask).text(ask) for ask in flight.asks]
-                check_text("".join(texts))  # what a tool answered may hold what no tokenizer takes
+                failure, flight.texts = None, [line_of(ask).text(ask) for ask in flight.asks]
+                check_text("".join(flight.texts))  # what a tool answered may hold what no tokenizer takes
             except CallSyntaxError:
                 failure = Rejected(flight.asks[0].stage, "a prompt with a lone surrogate")
             except (
@@ -76,16 +89,25 @@ def run_pipeline(
             ) as error:  # a chat template is a program of the model's author: it may raise anything
                 first = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 failure = Rejected(flight.asks[0].stage, f"the chat template failed: {first[:100]}")
+        return None
+
+    def settle(flight: _Flight, outcome: Outcome | None) -> None:
+        """Writes down the end of a sample, or queues what it asks."""
+        if outcome is not None:
+            journal.finished(outcome)
+            on_outcome(outcome)
+            return
         for i, answer in enumerate(flight.answers):
             if answer is None:
-                line_of(flight.asks[i]).queue.append((flight, i, texts[i]))
+                line_of(flight.asks[i]).queue.append((flight, i, flight.texts[i]))
 
     def line_of(ask: Ask) -> _Line:
         return lines.get(ask.of, lines["model"])
 
     try:
         while not stopped():
-            while not exhausted and all(line.wants_more for line in lines.values()):
+            room = method.config.in_flight
+            while not exhausted and len(acting) < room and all(line.wants_more for line in lines.values()):
                 sample = next(waiting, None)
                 exhausted = sample is None
                 if sample is not None and sample.id not in journal.finished_ids:
@@ -93,7 +115,8 @@ def run_pipeline(
             for line in lines.values():
                 line.submit()
             journal.flush()
-            if exhausted and not any(line.busy for line in lines.values()):
+            asking = any(line.busy for line in lines.values())
+            if exhausted and not acting and not asking:
                 return True
             for line in lines.values():
                 for flight, i, answer in line.poll():
@@ -101,8 +124,13 @@ def run_pipeline(
                     flight.answers[i] = answer
                     if None not in flight.answers:
                         advance(flight)
+            if acting:
+                done, _ = wait(acting, timeout=0 if asking else 0.05, return_when=FIRST_COMPLETED)
+                for future in done:
+                    settle(acting.pop(future), future.result())
         return False
     finally:
+        threads.shutdown(wait=False, cancel_futures=True)
         journal.flush()
 
 
