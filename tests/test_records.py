@@ -80,6 +80,19 @@ def test_a_dcore_conversation_teaches_only_its_last_turn():
     assert one({**CHAT, "loss_turns": "last"}).loss_turns == "last"
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "S"},
+        {"messages": [USER, ANSWER], "system": "S"},
+    ],
+)
+def test_a_records_own_system_field_is_its_first_turn(row):
+    record = one(row)
+    assert [message["role"] for message in record.messages] == ["system", "user", "assistant"]
+    assert record.messages[0]["content"] == "S"
+
+
 def test_dcore_speakers_from_value_mean_the_same_as_roles():
     speakers = {"system": "system", "user": "human", "assistant": "gpt"}
     row = {
@@ -144,6 +157,10 @@ def test_a_packed_dcore_line_is_one_record_per_conversation():
         ({"conversations": [USER, ANSWER, USER]}, "a conversation that does not end with an assistant turn"),
         ({"conversations": [{"from": "function", "value": "x"}]}, "unknown role 'function'"),
         ({"conversations": [USER, {**ANSWER, "weight": 0.5}]}, "per-message loss weights, which are not supported"),
+        ({"messages": [USER, {**ANSWER, "weight": 0}]}, "per-message loss weights, which are not supported"),
+        ({**TOOLRL, "history": [["q", "a"]]}, "a history beside the record's own turns, which is not supported"),
+        ({**TOOLRL, "system": "S"}, "a system field beside a system turn"),
+        ({**CHAT, "system": 5}, "content of a system message must be text, not int"),
         ({"conversations": [USER, ANSWER], "single_conv_last_idx": [0]}, "single_conv_last_idx must end at the last message"),
         ({"conversations": [USER, ANSWER], "single_conv_last_idx": [-1]}, "single_conv_last_idx must end at the last message"),
         ({"conversations": [USER], "single_conv_last_idx": [0, 0]}, "single_conv_last_idx must be a rising list of integers"),

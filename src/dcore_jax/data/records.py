@@ -129,11 +129,23 @@ def parse_record(row: Any, *, origin: str, category: str = "default") -> list[Re
         fields = " ".join(", ".join(sorted(map(str, row))).split())
         fields = fields.encode(errors="backslashreplace").decode()  # the reason is printed
         raise Malformed(f"unknown format with fields {fields[:80] or '(none)'}")
+    if row.get("history"):
+        raise Malformed("a history beside the record's own turns, which is not supported")
+    conversations = [_with_system(row.get("system"), messages) for messages in conversations]
     tools = _tools(row.get("tools"))
     return [Record(tuple(messages), tools, named, origin, loss_turns) for messages in conversations]
 
 
 # --- the formats ---
+
+
+def _with_system(text: Any, messages: list[Message]) -> list[Message]:
+    """The record's own `system` field as the first turn of a conversation."""
+    if text in (None, ""):
+        return messages
+    if messages[0]["role"] == "system":
+        raise Malformed("a system field beside a system turn")
+    return [_message({"role": "system", "content": text}), *messages]
 
 
 def _messages(value: Any) -> list[Message]:
@@ -152,6 +164,8 @@ def _message(value: Any) -> Message:
     if not isinstance(value, dict):
         raise Malformed(f"a message must be an object, not {type(value).__name__}")
     message = {key: item for key, item in value.items() if item is not None}
+    if message.pop("weight", 1) != 1:
+        raise Malformed("per-message loss weights, which are not supported")
     role = message.get("role")
     if role not in ROLES:
         raise Malformed(f"unknown role {str(role)[:40]!r}")
@@ -228,13 +242,11 @@ def _dcore_conversations(row: dict[str, Any]) -> list[list[Message]]:
 def _dcore_message(turn: Any) -> Any:
     if not isinstance(turn, dict):
         return turn  # _message names the type
-    if turn.get("weight") not in (None, 1):
-        raise Malformed("per-message loss weights, which are not supported")
     role = turn.get("role")
     if role is None:
         role = _SPEAKERS.get(str(turn.get("from")), turn.get("from"))
     content = turn.get("content")
-    kept = {key: item for key, item in turn.items() if key not in ("from", "value", "weight")}
+    kept = {key: item for key, item in turn.items() if key not in ("from", "value")}
     return {**kept, "role": role, "content": turn.get("value") if content is None else content}
 
 
