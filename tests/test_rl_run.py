@@ -29,7 +29,7 @@ from dcore_jax.rl.learner import Learner
 from dcore_jax.rl.sources import evaluation_prompts, training_prompts
 from dcore_jax.sft.config import ComputeConfig, NanoConfig, OptimizerConfig, SFTConfig
 from dcore_jax.sft.embedded import embedded_model
-from dcore_jax.sft.tokenizer import load_tokenizer
+from dcore_jax.data.tokenizer import load_tokenizer
 
 rl_train = sys.modules["dcore_jax.rl.train"]  # `rl.train` is its function
 STEPS = 4

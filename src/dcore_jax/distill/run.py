@@ -61,10 +61,8 @@ class ModeResult:
             self.counts.by_kind[kind] for kind in ("sequential", "parallel") if kind in self.counts.by_kind
         ]
         samples = sum(end.samples for end in ends)
-        undecomposed = sum(end.by_stage[stage] for end in ends for stage in ("label", "decompose", "count"))
-        return Table6Row(
-            MODE_NAMES[self.mode], samples, samples - undecomposed, sum(end.accepted for end in ends)
-        )
+        decomposed = sum(end.decomposed for end in ends)
+        return Table6Row(MODE_NAMES[self.mode], samples, decomposed, sum(end.accepted for end in ends))
 
 
 @dataclass(frozen=True)

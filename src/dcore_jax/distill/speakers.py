@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dcore_jax.data.rendering import end_of_turn_ids
+from dcore_jax.data.tokenizer import load_tokenizer
 from dcore_jax.distill.config import NANO, DistillConfig
 from dcore_jax.engines import Engine
 from dcore_jax.engines.open import open_engine
-from dcore_jax.errors import UserError
 from dcore_jax.mesh import make_mesh
 from dcore_jax.models import read_model_config
 from dcore_jax.sft import base_model
@@ -57,7 +57,7 @@ def open_voice(source: str, config: DistillConfig, output: Path) -> Voice:
         if source == NANO
         else local_folder(source)
     )
-    tokenizer, digest = _tokenizer(folder), model_digest(folder)
+    tokenizer, digest = load_tokenizer(folder), model_digest(folder)
     return Voice(folder, tokenizer, _engines(folder, tokenizer, config, output), digest)
 
 
@@ -82,16 +82,6 @@ def model_digest(folder: Path) -> str:
                 file.seek(at)
                 digest.update(file.read(_BLOCK_BYTES))
     return digest.hexdigest()
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder}: no tokenizer could be read ({reason})") from None
 
 
 def _engines(folder: Path, tokenizer: Any, config: DistillConfig, output: Path) -> tuple[Engine, ...]:

@@ -84,7 +84,7 @@ class Ends:
 
     by_stage: Counter[str] = field(default_factory=Counter)
     decomposed: int = (
-        0  # with subtasks that passed the count; a sample that cannot be answered is not asked for any
+        0  # with subtasks that passed the count; a sample that cannot be answered is asked for none
     )
 
     @property

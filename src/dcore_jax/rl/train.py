@@ -22,6 +22,7 @@ from tqdm import tqdm
 from dcore_jax.checkpoint import Checkpoints, abstract
 from dcore_jax.config import NANO
 from dcore_jax.data.rendering import end_of_turn_ids
+from dcore_jax.data.tokenizer import load_tokenizer
 from dcore_jax.engines import Engine, open_engine
 from dcore_jax.errors import UserError
 from dcore_jax.mesh import BATCH_AXES, make_mesh
@@ -52,7 +53,6 @@ from dcore_jax.run_folder import (
 )
 from dcore_jax.sft import base_model, find_base_model
 from dcore_jax.sft.step import TrainState
-from dcore_jax.sft.tokenizer import load_tokenizer
 from dcore_jax.toolworld.nano import nano_fields
 from dcore_jax.weights import local_folder, shardings
 

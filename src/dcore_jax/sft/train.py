@@ -26,6 +26,7 @@ from dcore_jax.config import NANO, config_to_dict
 from dcore_jax.data import load_samples
 from dcore_jax.data.packing import PackedBatch, count_batches, packed_batches
 from dcore_jax.data.store import SampleStore
+from dcore_jax.data.tokenizer import load_tokenizer
 from dcore_jax.errors import UserError
 from dcore_jax.mesh import BATCH_AXES, make_mesh, put_global
 from dcore_jax.metrics import MetricLog
@@ -50,7 +51,6 @@ from dcore_jax.sft.step import (
     make_optimizer,
     make_train_step,
 )
-from dcore_jax.sft.tokenizer import load_tokenizer
 from dcore_jax.sft.watch import Watch
 from dcore_jax.weights import load_decoder, local_folder, shardings
 
