@@ -15,6 +15,7 @@ import pytest
 
 from dcore_jax import UserError
 from dcore_jax.config import read_config, write_config
+from dcore_jax.data.tokenizer import load_tokenizer
 from dcore_jax.metrics import read_metrics
 from dcore_jax.rewards import Reward
 from dcore_jax.rl import RLConfig, rollouts, summary, train, trained_decoder
@@ -29,7 +30,6 @@ from dcore_jax.rl.learner import Learner
 from dcore_jax.rl.sources import evaluation_prompts, training_prompts
 from dcore_jax.sft.config import ComputeConfig, NanoConfig, OptimizerConfig, SFTConfig
 from dcore_jax.sft.embedded import embedded_model
-from dcore_jax.data.tokenizer import load_tokenizer
 
 rl_train = sys.modules["dcore_jax.rl.train"]  # `rl.train` is its function
 STEPS = 4

@@ -83,9 +83,8 @@ class Ends:
     """How a group of samples ended: by stage, `done` for the accepted ones."""
 
     by_stage: Counter[str] = field(default_factory=Counter)
-    decomposed: int = (
-        0  # with subtasks that passed the count; a sample that cannot be answered is asked for none
-    )
+    # With subtasks that passed the count; a sample that cannot be answered is asked for none.
+    decomposed: int = 0
 
     @property
     def samples(self) -> int:
