@@ -5,6 +5,9 @@ under the model's size plus one shard. All problems of a checkpoint are collecte
 """
 
 import json
+import math
+import time
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -134,10 +137,13 @@ def load_decoder(
             where = {row.path: nnx.Param(SingleDeviceSharding(jax.devices()[0])) for row in rows}
         values: dict[tuple[str, ...], jax.Array] = {}
         broken: list[str] = []
-        for row in tqdm(rows, desc="loading", unit="tensor", disable=not progress, leave=False):
-            value = _read_parameter(row, tensors, shapes[row.path], where[row.path].get_value())
+        # The largest first: what is read beside a parameter then falls where most of the model is not there yet.
+        largest_first = sorted(rows, key=lambda row: -math.prod(shapes[row.path].shape))
+        for row in tqdm(largest_first, desc="loading", unit="tensor", disable=not progress, leave=False):
+            value, staged = _read_parameter(row, tensors, shapes[row.path], where[row.path].get_value())
             values[row.path] = value
             broken += _non_finite(row, value, config.num_layers)
+            _await_release(staged)
         if broken:
             raise UserError(f"{folder}: NaN or infinite values in {_some(broken)}")
     return nnx.merge(graph, state_from_rows(values))
@@ -197,6 +203,8 @@ def _some(problems: list[str], most: int = 8) -> str:
 def _read_parameter(
     row: Parameter, tensors: Tensors, abstract: jax.ShapeDtypeStruct, where: jax.sharding.Sharding
 ):
+    staged: list[weakref.ref[np.ndarray]] = []
+
     def shard(index: Any) -> np.ndarray:
         starts = [s.indices(n) for s, n in zip(index, abstract.shape)]
         out = np.empty([stop - start for start, stop, _ in starts], abstract.dtype)
@@ -206,9 +214,18 @@ def _read_parameter(
             for i, layer in enumerate(range(*starts[0])):
                 stored = tensors.read(row.tensor.format(layer=layer), _stored(row, index[1:]))
                 out[i] = _oriented(row, stored)
+        staged.append(weakref.ref(out))
         return out
 
-    return jax.make_array_from_callback(abstract.shape, where, shard)
+    return jax.make_array_from_callback(abstract.shape, where, shard), staged
+
+
+def _await_release(staged: list[weakref.ref[np.ndarray]], seconds: float = 0.05) -> None:
+    """Gives the runtime's threads the time to let go of shards that are on the device: on a busy machine they come late, and
+    the next parameter would be read beside the last one's shard."""
+    end = time.monotonic() + seconds
+    while any(shard() is not None for shard in staged) and time.monotonic() < end:
+        time.sleep(0.001)
 
 
 def _stored(row: Parameter, index: tuple[slice, ...]) -> tuple[slice, ...]:
