@@ -29,7 +29,7 @@ from dcore_jax.distill.scripted import Script, ScriptedEngine, perfect_script
 from dcore_jax.distill.seeds import read_seeds
 from dcore_jax.distill.templates import Templates
 from dcore_jax.engines import Request, Sample
-from dcore_jax.toolworld.nano import build_tokenizer
+from dcore_jax.nano import build_tokenizer
 from heading import heading
 
 DISTINCT = 1000  # tasks; further samples repeat them under other ids

@@ -16,9 +16,9 @@ import numpy as np
 from flax import nnx
 
 from dcore_jax.models import Compute, attention, model_config_from_hf
-from dcore_jax.sft.config import OptimizerConfig
-from dcore_jax.sft.step import Batch, TrainState, make_optimizer, make_train_step
-from dcore_jax.toolworld.nano import nano_fields
+from dcore_jax.nano import nano_fields
+from dcore_jax.sft.step import Batch, make_train_step
+from dcore_jax.training import OptimizerConfig, TrainState, make_optimizer
 from dcore_jax.weights import new_decoder
 
 
@@ -69,7 +69,7 @@ def make_batch(args: argparse.Namespace) -> Batch:
     mask = rng.random(shape) < args.weighted
     tokens = rng.integers(0, args.vocab, shape).astype(np.int32)
     fields = {"tokens": tokens, "segment_ids": at // size + 1, "positions": at % size, "loss_mask": mask}
-    return Batch(**fields, count_mask=mask)
+    return Batch(**fields, denominator_mask=mask)
 
 
 def parse() -> argparse.Namespace:

@@ -84,8 +84,7 @@ def train(folder: Path, *options: str) -> None:
 
 
 def random_model(output: Path) -> Path:
-    from dcore_jax.sft.config import NanoConfig
-    from dcore_jax.sft.embedded import embedded_model
+    from dcore_jax.nano import NanoConfig, embedded_model
 
     return embedded_model(output / "random", NanoConfig(hidden=64, layers=1), seed=0)
 

@@ -9,8 +9,8 @@ from flax import nnx
 
 from contestant import serve
 from dcore_jax import load_hf
-from dcore_jax.sft.config import OptimizerConfig
-from dcore_jax.sft.step import Batch, TrainState, make_optimizer, make_train_step
+from dcore_jax.sft.step import Batch, make_train_step
+from dcore_jax.training import OptimizerConfig, TrainState, make_optimizer
 
 
 def setup(spec: dict[str, Any]):

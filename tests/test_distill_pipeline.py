@@ -18,7 +18,7 @@ from dcore_jax.calls import CALL_FORMATS, Call, calls_equal, parse_response, ren
 from dcore_jax.data.records import read_records
 from dcore_jax.data.rendering import render
 from dcore_jax.distill.algorithm import Method
-from dcore_jax.distill.config import MODES, DistillConfig, StageSampling
+from dcore_jax.distill.config import MODES, DecomposeSampling, DistillConfig, ReasonSampling
 from dcore_jax.distill.corpus import write_corpus
 from dcore_jax.distill.journal import Journal, read_outcomes
 from dcore_jax.distill.pipeline import run_pipeline
@@ -28,9 +28,9 @@ from dcore_jax.distill.tally import summarise
 from dcore_jax.distill.templates import Templates
 from dcore_jax.engines import Sample
 from dcore_jax.evaluation.toolworld import solve
+from dcore_jax.nano import build_tokenizer
 from dcore_jax.rewards.dcore import follows_format
 from dcore_jax.toolworld import Observation
-from dcore_jax.toolworld.nano import build_tokenizer
 
 NANO = DistillConfig(prompts="nano")
 
@@ -606,7 +606,7 @@ def test_each_stage_samples_as_the_config_says(tmp_path, samples, tokenizer):
             wishes.extend((str(request.id).split("/")[1], request.sampling) for request in requests)
             super().submit(requests)
 
-    config = replace(NANO, decompose=StageSampling(11, 0.5, 0.9), reason=StageSampling(22, 0.0, 1.0, 4))
+    config = replace(NANO, decompose=DecomposeSampling(11, 0.5, 0.9), reason=ReasonSampling(22, 0.0, 1.0, 4))
     run(tmp_path, samples[:10], tokenizer, Wishing(tokenizer, perfect_script(by_id(samples))), config)
     asked = {(stage, s.max_tokens, s.temperature, s.top_p, s.top_k) for stage, s in wishes}
     assert asked == {("decompose", 11, 0.5, 0.9, -1), ("reason", 22, 0.0, 1.0, 4)}

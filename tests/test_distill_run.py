@@ -17,13 +17,13 @@ from dcore_jax import UserError
 from dcore_jax.config import config_to_dict, read_config, write_config
 from dcore_jax.data.records import read_records
 from dcore_jax.distill import distill_seeds, summary
-from dcore_jax.distill.config import DistillConfig, StageSampling
+from dcore_jax.distill.config import DecomposeSampling, DistillConfig, ReasonSampling
 from dcore_jax.distill.corpus import write_corpus
 from dcore_jax.distill.run import _samples
 from dcore_jax.distill.seeds import read_seeds
 from dcore_jax.distill.speakers import model_digest
-from dcore_jax.sft.config import NanoConfig
-from dcore_jax.sft.embedded import embedded_model
+from dcore_jax.engines import EngineConfig
+from dcore_jax.nano import NanoConfig, embedded_model
 
 ROOT = Path(__file__).parents[1]
 SEEDS = "toolworld:10,subtasks=1-3,reports=yes"
@@ -39,11 +39,11 @@ def config(tmp_path_factory):
         output=str(tmp_path_factory.mktemp("runs") / "first"),
         prompts="nano",
         mode="reference",
-        slots=8,
+        engine=EngineConfig(slots=8),
         max_length=512,
         dtype="float32",
-        decompose=StageSampling(max_tokens=12),
-        reason=StageSampling(max_tokens=12),
+        decompose=DecomposeSampling(max_tokens=12),
+        reason=ReasonSampling(max_tokens=12),
     )
 
 
@@ -192,12 +192,11 @@ def test_a_mistake_is_one_line(config, tmp_path, changes, message):
             {
                 "labeller": "other",
                 "mode": "pseudo",
-                "engine": "vllm-server",
-                "servers": ("http://localhost:1",),
+                "engine": EngineConfig(name="vllm-server", servers=("http://localhost:1",)),
             },
-            "the servers hold one model, and labeller is another; leave --servers out",
+            "the servers hold one model, and labeller is another; leave --engine.servers out",
         ),
-        ({"reason": StageSampling(temperature=-1.0)}, "temperature=-1.0"),
+        ({"reason": ReasonSampling(temperature=-1.0)}, "temperature=-1.0"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(changes, message):

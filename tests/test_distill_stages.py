@@ -28,9 +28,9 @@ from dcore_jax.distill.seeds import read_seeds
 from dcore_jax.distill.seeds.toolworld import sample_of
 from dcore_jax.distill.templates import Templates
 from dcore_jax.distill.verify import verify, verify_no_call
+from dcore_jax.nano.lessons import decomposition_record
 from dcore_jax.rewards.dcore import follows_format
 from dcore_jax.toolworld import Observation, generate_tasks
-from dcore_jax.toolworld.lessons import decomposition_record
 
 GOOD = [
     {"step": 1, "description": "find it", "index": [0]},

@@ -6,8 +6,8 @@ import pytest
 
 from dcore_jax.engines.engine import Request, Sample
 from dcore_jax.evaluation import accuracy_table, solve, transcript
+from dcore_jax.nano import build_tokenizer
 from dcore_jax.toolworld import generate_tasks, to_record
-from dcore_jax.toolworld.nano import build_tokenizer
 
 # The scripted engine tells tasks apart by their words.
 TASKS = list(

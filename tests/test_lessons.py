@@ -6,11 +6,10 @@ import pytest
 
 from dcore_jax import UserError
 from dcore_jax.calls import calls_equal, parse_response
+from dcore_jax.nano import embedded_data
+from dcore_jax.nano.lessons import decomposition_record, subtask_record
 from dcore_jax.rewards.dcore import follows_format
-from dcore_jax.sft.config import NanoConfig
-from dcore_jax.sft.embedded import embedded_data
 from dcore_jax.toolworld import ToolWorld, generate_tasks
-from dcore_jax.toolworld.lessons import decomposition_record, subtask_record
 
 TASKS = generate_tasks(40, seed=3, kinds=["sequential", "parallel"], subtasks=(2, 5))
 
@@ -71,26 +70,26 @@ def test_an_irrelevant_task_has_no_subtasks_to_teach():
 
 
 def test_the_embedded_data_teach_lessons_besides_whole_tasks_of_the_kinds_asked_for(tmp_path):
-    config = NanoConfig(tasks=6, subtasks=1, kinds=("single", "irrelevant"), lessons=4)
-    path = embedded_data(tmp_path, config, seed=0)
+    spec = "toolworld:6,subtasks=1,kinds=single+irrelevant,lessons=4"
+    path = embedded_data(tmp_path, spec, seed=0)
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert [r["category"] for r in records[6:]] == [
         *["decompositions", "subtasks", "decompositions"] * 2,
         "decompositions",
     ]
     assert {r["category"] for r in records[:6]} <= {"single", "irrelevant"}
-    assert embedded_data(tmp_path, config, seed=0) == path
-    assert embedded_data(tmp_path, NanoConfig(tasks=6, lessons=3), seed=0) != path
+    assert embedded_data(tmp_path, spec, seed=0) == path
+    assert embedded_data(tmp_path, "toolworld:6,lessons=3", seed=0) != path
 
 
 def test_a_share_of_the_tasks_is_refused_where_lazy_demonstrations_are_asked_for(tmp_path):
     for lazy, wanted in ((0.25, 5), (0.5, 10), (1.0, 20)):
-        config = NanoConfig(tasks=20, subtasks=1, kinds=("single", "irrelevant"), lazy=lazy)
-        rows = embedded_data(tmp_path, config, seed=0).read_text().splitlines()
+        spec = f"toolworld:20,subtasks=1,kinds=single+irrelevant,lazy={lazy}"
+        rows = embedded_data(tmp_path, spec, seed=0).read_text().splitlines()
         refused = [row for row in map(json.loads, rows) if row["category"] == "lazy"]
         assert len(refused) == wanted
         for row in refused:
             (turn,) = said(row, "assistant")
             assert follows_format(turn) and parse_response(turn, "python").calls == ()
-    with pytest.raises(UserError, match=r"nano.lazy=2.0 is a share"):
-        NanoConfig(lazy=2.0)
+    with pytest.raises(UserError, match=r"lazy=2 is a share"):
+        embedded_data(tmp_path, "toolworld:20,lazy=2", seed=0)

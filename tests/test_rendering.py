@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerFast
 from dcore_jax.data import Record, load_samples, parse_record, read_records, render, samples_from_records
 from dcore_jax.data.rendering import end_of_turn_ids, render_batch
 from dcore_jax.errors import UserError
+from dcore_jax.nano import build_tokenizer
 from dcore_jax.toolworld import generate_tasks, to_record
-from dcore_jax.toolworld.nano import build_tokenizer
 from qwen_tokenizer import SPECIALS, SPLIT, TEMPLATE, byte_tokenizer, qwen_tokenizer, ranks
 
 END = "<|im_end|>"

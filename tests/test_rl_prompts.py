@@ -8,9 +8,9 @@ import pytest
 from dcore_jax.calls import Call
 from dcore_jax.data import Rejections
 from dcore_jax.errors import UserError
+from dcore_jax.nano import build_tokenizer
 from dcore_jax.rl.prompts import prompt_order, read_questions, render_prompts, toolworld_questions
 from dcore_jax.toolworld import generate_tasks, to_record
-from dcore_jax.toolworld.nano import build_tokenizer
 
 USER = {"role": "user", "content": "what is the weather in Oslo"}
 WEATHER = {"name": "weather", "arguments": {"city": "Oslo"}}

@@ -14,22 +14,19 @@ import numpy as np
 import pytest
 
 from dcore_jax import UserError
-from dcore_jax.config import read_config, write_config
+from dcore_jax.algorithms import algorithm_preset
+from dcore_jax.config import config_from_dict, read_config, write_config
 from dcore_jax.data.tokenizer import load_tokenizer
+from dcore_jax.engines import EngineConfig
 from dcore_jax.metrics import read_metrics
+from dcore_jax.nano import NanoConfig, embedded_model
 from dcore_jax.rewards import Reward
-from dcore_jax.rl import RLConfig, rollouts, summary, train, trained_decoder
-from dcore_jax.rl.config import (
-    EvaluationConfig,
-    RewardConfig,
-    RolloutConfig,
-    SaveConfig,
-    ToolWorldConfig,
-)
+from dcore_jax.rl import EvaluationConfig, RewardConfig, RLConfig, RolloutConfig, rollouts, summary, train
 from dcore_jax.rl.learner import Learner
 from dcore_jax.rl.sources import evaluation_prompts, training_prompts
-from dcore_jax.sft.config import ComputeConfig, NanoConfig, OptimizerConfig, SFTConfig
-from dcore_jax.sft.embedded import embedded_model
+from dcore_jax.sft import SFTConfig
+from dcore_jax.training import CheckpointConfig, ComputeConfig, OptimizerConfig, load_policy
+from dcore_jax.training.run_folder import RunRecord, record_run
 
 rl_train = sys.modules["dcore_jax.rl.train"]  # `rl.train` is its function
 STEPS = 4
@@ -45,19 +42,19 @@ def model(tmp_path_factory):
 def config_for(model, output, **changes):
     base = RLConfig(
         model=str(model),
-        data=("toolworld",),
+        data=("toolworld:24,kinds=single+parallel,subtasks=1-2",),
         output=str(output),
         mesh="1",
         steps=STEPS,
         prompts=4,
         updates=2,
-        rollout=RolloutConfig(group=4, max_prompt=160, max_response=16, slots=16, cache_length=176),
+        rollout=RolloutConfig(group=4, max_prompt=160, max_response=16),
+        engine=EngineConfig(slots=16, cache_length=176),
         optimizer=OptimizerConfig(
             learning_rate=LEARNING_RATE, schedule="constant", warmup=0.0, weight_decay=0.0
         ),
         compute=ComputeConfig(dtype="float32", remat="none"),
-        checkpoint=SaveConfig(every=1),
-        toolworld=ToolWorldConfig(tasks=24, kinds=("single", "parallel")),
+        checkpoint=CheckpointConfig(every=1),
     )
     return dataclasses.replace(base, **changes)
 
@@ -69,7 +66,7 @@ def parameters(run):
 def _state(run):
     from flax import nnx
 
-    return nnx.split(trained_decoder(run)[0])[1]
+    return nnx.split(load_policy(run)[0])[1]
 
 
 def without_clocks(path):
@@ -179,7 +176,9 @@ def test_sigterm_ends_the_step_and_saves_and_the_resumed_run_equals_the_uninterr
     uninterrupted, tmp_path, monkeypatch
 ):
     config, result = uninterrupted
-    again = dataclasses.replace(config, output=str(tmp_path / "again"), checkpoint=SaveConfig(every=STEPS))
+    again = dataclasses.replace(
+        config, output=str(tmp_path / "again"), checkpoint=CheckpointConfig(every=STEPS)
+    )
     update, calls = Learner.update, []
 
     def terminated(*args):
@@ -217,7 +216,7 @@ def test_a_steady_state_compiles_nothing(model, tmp_path, monkeypatch):
     monkeypatch.setattr(Learner, "update", counted)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        train(config_for(model, tmp_path / "run", steps=6, checkpoint=SaveConfig(every=6)))
+        train(config_for(model, tmp_path / "run", steps=6, checkpoint=CheckpointConfig(every=6)))
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert by_step[0] > 0  # the listener does listen
@@ -226,8 +225,8 @@ def test_a_steady_state_compiles_nothing(model, tmp_path, monkeypatch):
 
 def test_without_reward_variance_grpo_moves_nothing_and_da_grpo_does(model, uninterrupted, tmp_path):
     start = parameters_of_model(model)
-    fields = ("kl_coefficient=0",)
-    grpo = train(config_for(model, tmp_path / "grpo", algorithm="grpo", algorithm_fields=fields))
+    without_kl = dataclasses.replace(algorithm_preset("grpo"), kl_coefficient=0.0)
+    grpo = train(config_for(model, tmp_path / "grpo", algorithm=without_kl))
     rows = read_metrics(grpo.output / "metrics.jsonl")
     assert {row["zero_variance_groups"] for row in rows} == {1.0}
     assert {row["gradient_norm"] for row in rows} == {0.0}
@@ -251,8 +250,8 @@ def parameters_of_model(folder):
 def test_a_reward_that_can_be_learned_rises(model, tmp_path, monkeypatch, algorithm):
     monkeypatch.setattr(rollouts, "tool_reward", letters)
     fast = OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup=0.0)
-    changes = {"steps": 20, "optimizer": fast, "checkpoint": SaveConfig(every=20)}
-    result = train(config_for(model, tmp_path / algorithm, algorithm=algorithm, **changes))
+    changes = {"steps": 20, "optimizer": fast, "checkpoint": CheckpointConfig(every=20)}
+    result = train(config_for(model, tmp_path / algorithm, algorithm=algorithm_preset(algorithm), **changes))
     rewards = [row["reward"] for row in read_metrics(result.output / "metrics.jsonl")]
     first, last = np.mean(rewards[:2]), np.mean(rewards[-2:])
     assert last - first > (4 - first) / 2, rewards
@@ -268,8 +267,8 @@ def test_a_finished_run_started_again_does_nothing(uninterrupted):
 
 def test_a_changed_config_is_refused_by_name(uninterrupted):
     config, _ = uninterrupted
-    with pytest.raises(UserError, match=r"algorithm: da_grpo -> gspo; seed: 0 -> 1"):
-        train(dataclasses.replace(config, algorithm="gspo", seed=1))
+    with pytest.raises(UserError, match=r"seed: 0 -> 1; algorithm.name: da_grpo -> gspo"):
+        train(dataclasses.replace(config, algorithm=algorithm_preset("gspo"), seed=1))
 
 
 def test_one_step_off_policy_tags_each_sample_with_the_weights_that_made_it(model, tmp_path):
@@ -289,8 +288,8 @@ def test_dynamic_sampling_draws_again_and_keeps_the_size_of_a_step(model, tmp_pa
         return Reward(value, {"any": value})
 
     monkeypatch.setattr(rollouts, "tool_reward", mostly_flat)
-    fields = ("dynamic_sampling=true", "max_sampling_rounds=4")
-    result = train(config_for(model, tmp_path / "dynamic", algorithm_fields=fields, steps=1))
+    dynamic = dataclasses.replace(algorithm_preset("da_grpo"), dynamic_sampling=True, max_sampling_rounds=4)
+    result = train(config_for(model, tmp_path / "dynamic", algorithm=dynamic, steps=1))
     (row,) = read_metrics(result.output / "metrics.jsonl")
     assert row["sampling_rounds"] > 2 and row["flat_groups_dropped"] >= 8
     assert len(read_metrics(result.output / "rollouts.jsonl")) == 16
@@ -308,7 +307,8 @@ def test_every_real_prompt_runs_through_the_loop_and_is_scored_or_counted(model,
         prompts=8,
         updates=1,
         micro_rows=4,
-        rollout=RolloutConfig(group=2, max_prompt=2032, max_response=16, slots=16, cache_length=2048),
+        rollout=RolloutConfig(group=2, max_prompt=2032, max_response=16),
+        engine=EngineConfig(slots=16, cache_length=2048),
         reward=RewardConfig(preset="toolrl", call_format="tags"),
     )
     result = train(config)
@@ -327,7 +327,9 @@ def test_every_real_prompt_runs_through_the_loop_and_is_scored_or_counted(model,
 @pytest.mark.parametrize("algorithm", ["dr_grpo", "dapo", "gspo", "rest", "rl_zvp", "kl_cov"])
 def test_every_algorithm_is_one_word_away(model, tmp_path, monkeypatch, algorithm, preset):
     monkeypatch.setattr(rollouts, "tool_reward", letters)
-    result = train(config_for(model, tmp_path / "run", algorithm=algorithm, preset=preset, steps=2))
+    result = train(
+        config_for(model, tmp_path / "run", algorithm=algorithm_preset(algorithm, preset), steps=2)
+    )
     rows = read_metrics(result.output / "metrics.jsonl")
     assert len(rows) == 2
     if (algorithm, preset) == ("rest", "release"):
@@ -344,12 +346,6 @@ def test_every_algorithm_is_one_word_away(model, tmp_path, monkeypatch, algorith
     [
         ({"prompts": 5}, "prompts=5 must be a positive multiple of updates=2"),
         ({"micro_rows": 3}, "micro_rows=3 does not divide the 8 responses of an update"),
-        (
-            {"algorithm_fields": ("alfa=1",)},
-            r"unknown key algorithm_fields.alfa; did you mean algorithm_fields.alpha\?",
-        ),
-        ({"algorithm_fields": ("alpha",)}, "write field=value, as alpha=0.4"),
-        ({"reward": RewardConfig(preset="best")}, "reward.preset is 'best'; choose auto, dcore_paper"),
         ({"data": ()}, "no prompts: give --data <files>"),
         ({"model": ""}, "no model: give --model"),
         ({"data": ("prompts.csv",)}, "cannot read this extension"),
@@ -361,9 +357,9 @@ def test_a_mistake_is_told_in_one_line(model, tmp_path, changes, message):
     assert "\n" not in str(error.value)
 
 
-def test_fields_of_the_algorithm_can_be_set_one_by_one(model, tmp_path):
-    fields = ("alpha=0.4", "clip_high=null", "trigger=below", "dynamic_sampling=true")
-    chosen = config_for(model, tmp_path, algorithm_fields=fields).algorithm_config()
+def test_fields_of_the_algorithm_can_be_set_one_by_one():
+    fields = {"alpha": 0.4, "clip_high": None, "trigger": "below", "dynamic_sampling": True}
+    chosen = config_from_dict(RLConfig, {"algorithm": fields}).algorithm
     assert (chosen.alpha, chosen.clip_high, chosen.trigger, chosen.dynamic_sampling) == (
         0.4,
         None,
@@ -382,10 +378,11 @@ def test_the_defaults_and_the_config_files_are_the_papers():
         optimizer = config.optimizer
         assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.clip_norm) == (1e-6, 0.01, 1.0)
         assert (optimizer.schedule, optimizer.warmup, config.rollout.temperature) == ("constant", 0.0, 1.0)
-    assert (paper.algorithm_config().scale, release.algorithm_config().scale) == (1.0, 2.0)
+    assert (paper.algorithm.scale, release.algorithm.scale) == (1.0, 2.0)
     assert (paper.reward_preset, release.reward_preset) == ("dcore_paper", "dcore_release")
     nano = read_config(RLConfig, folder / "rl_nano.yaml")
-    assert nano.model == "nano" and nano.base.model == "nano"
+    assert nano.model == "nano"
+    assert read_config(SFTConfig, folder / f"{nano.base}.yaml").model == "nano"
 
 
 def test_a_run_goes_on_with_the_prompts_it_started_with_and_with_no_others(uninterrupted, monkeypatch):
@@ -418,16 +415,14 @@ def test_a_run_from_the_embedded_base_is_not_exported_where_its_base_is_not_foun
     config, result = uninterrupted
     run = tmp_path / "run"
     shutil.copytree(result.output, run)
-    for changes, message in (
-        ({"model": "nano", "base": SFTConfig(output="runs/base")}, "runs/base/hf: no such base model"),
-        ({"model": "no/such/folder/here"}, "no/such/folder/here is not found from here"),
-    ):
-        write_config(dataclasses.replace(config, **changes), run / "config.yaml")
+    for name in ("runs/base/hf", "no/such/folder/here"):
+        record_run(config, run, RunRecord("rl", name))
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(
-            UserError, match=f"{message}.*start this in the folder that the run was started in"
-        ):
-            trained_decoder(run)
+        message = (
+            f"its model {name} is not found from here; start this in the folder that the run was started in"
+        )
+        with pytest.raises(UserError, match=message):
+            load_policy(run)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
@@ -456,12 +451,32 @@ def test_an_empty_evaluation_file_is_named(model, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"algorithm": {"alfa": 1}}, r"unknown key algorithm.alfa; did you mean algorithm.alpha\?"),
+        ({"algorithm": {"alpha": "much"}}, "algorithm.alpha should be float, not 'much'"),
+        ({"algorithm": {"name": "grpo", "alpha": 0.4}}, "algorithm.alpha"),
+        ({"algorithm": "ppo"}, "'ppo' is unknown; choose one of da_grpo, grpo"),
+        ({"reward": {"preset": "best"}}, "reward.preset is 'best'; choose auto, dcore_paper"),
+        ({"engine": {"cache_length": -1}}, "engine.cache_length=-1 must be at least 0"),
+        (
+            {"engine": {"name": "native", "servers": ["http://a"]}},
+            "engine.servers is given but the engine is native",
+        ),
+        ({"engine": "trt"}, "engine.name is 'trt'; choose one of native, vllm, vllm-server"),
+    ],
+)
+def test_a_mistake_in_a_group_is_named(values, message):
+    with pytest.raises(UserError, match=message):
+        config_from_dict(RLConfig, values)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"epochs": 0}, "epochs=0 must be at least 1"),
         ({"micro_rows": -3}, "micro_rows=-3 must be at least 1"),
         ({"seed": -3}, "seed=-3 must be at least 0"),
-        ({"rollout": RolloutConfig(cache_length=-1)}, "rollout.cache_length=-1 must be at least 0"),
         ({"rollout": RolloutConfig(max_prompt=0)}, "rollout.max_prompt=0 must be at least 1"),
         ({"evaluation": EvaluationConfig(prompts=-1)}, "evaluation.prompts=-1 must be at least 0"),
     ],

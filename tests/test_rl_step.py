@@ -12,10 +12,10 @@ from flax import nnx
 from dcore_jax.algorithms import algorithm_preset, policy_batch
 from dcore_jax.engines import NativeEngine, Request, Sample, SamplingParams
 from dcore_jax.models import model_config_from_hf
+from dcore_jax.nano import build_tokenizer, nano_config
 from dcore_jax.rl.batch import pad_samples, padded_length
 from dcore_jax.rl.step import Minibatch, make_update, response_logprobs
-from dcore_jax.sft.step import TrainState
-from dcore_jax.toolworld.nano import build_tokenizer, nano_config
+from dcore_jax.training import TrainState
 from dcore_jax.weights import new_decoder
 
 TEMPERATURE = 0.7

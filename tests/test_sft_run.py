@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import random
-import runpy
+import re
 import shutil
 import signal
 import socket
@@ -12,35 +12,43 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from dcore_jax import UserError, load_hf
+from dcore_jax.cli import demo
 from dcore_jax.config import read_config, write_config
+from dcore_jax.data import packing
 from dcore_jax.metrics import read_metrics
-from dcore_jax.rl import RLConfig, is_rl_run
-from dcore_jax.run_folder import last_checkpoint, only_run_in
-from dcore_jax.sft import SFTConfig, base_model, check, find_base_model, summary, train, trained_decoder
-from dcore_jax.sft.config import CheckpointConfig, ComputeConfig, NanoConfig, OptimizerConfig, PackingConfig
+from dcore_jax.nano import NanoConfig, embedded_data, embedded_model
+from dcore_jax.rl import RLConfig
+from dcore_jax.sft import PackingConfig, SFTConfig, base_model, check, summary, train
+from dcore_jax.training import CheckpointConfig, ComputeConfig, OptimizerConfig, load_policy
+from dcore_jax.training.preemption import StopRequest
+from dcore_jax.training.run_folder import (
+    RunRecord,
+    last_checkpoint,
+    lock_run_folder,
+    record_run,
+    run_record,
+)
 from dcore_jax.weights import export_decoder
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 STEPS = 20
 CONFIG = SFTConfig(
     model="nano",
-    data=("toolworld",),
+    data=("toolworld:80,subtasks=1-2",),
     mesh="1",
     steps=STEPS,
-    epochs=4,
     rows=8,
     packing=PackingConfig(length=384),
     optimizer=OptimizerConfig(learning_rate=3e-3, ema_decay=0.9),
     compute=ComputeConfig(dtype="float32", remat="none"),
     checkpoint=CheckpointConfig(every=4),
-    nano=NanoConfig(hidden=64, layers=1, tasks=80, subtasks=2),
+    nano=NanoConfig(hidden=64, layers=1),
 )
 ENVIRONMENT = {**os.environ, "PYTHONUNBUFFERED": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
 ENVIRONMENT.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
@@ -94,7 +102,7 @@ def losses(output):
 
 
 def exported(output, folder, ema=False):
-    decoder, source = trained_decoder(output, ema=ema)
+    decoder, source = load_policy(output, ema=ema)
     out = export_decoder(decoder, folder, source=source)
     return {name: x.tobytes() for name, x in load_file(out / "model.safetensors").items()}
 
@@ -148,6 +156,86 @@ def test_killed_and_terminated_at_random_steps_and_resumed_it_equals_the_uninter
     assert exported(again, tmp_path / "e") != exported(again, tmp_path / "f", ema=True)
 
 
+def test_ctrl_c_saves_like_sigterm_and_a_second_one_stops_at_once(config_file, tmp_path):
+    output = tmp_path / "run"
+    process = start(output, "--checkpoint.every", "1000", config=config_file)
+    wait_for_step(output, 3, process)
+    process.send_signal(signal.SIGINT)
+    text = finish(process)
+    assert "Ctrl-C: saving after the current step; press Ctrl-C again to stop at once" in text
+    assert re.search(r"Ctrl-C: saved step \d+ of 20; start the same line again to go on", text)
+    saved = [int(path.name) for path in (output / "checkpoints").iterdir() if path.name.isdigit()]
+    assert len(saved) == 1 and 3 <= saved[0] < STEPS
+
+    process = start(output, config=config_file)
+    wait_for_step(output, saved[0] + 1, process)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, text
+    assert "stopped at once; start the same line again to go on" in text
+    assert "Traceback" not in text
+    assert f"resuming {output} after step" in finish(start(output, config=config_file))
+
+
+def test_steps_alone_decide_how_long_a_run_is_and_a_finished_run_can_be_given_more(nano_folder, tmp_path):
+    config = dataclasses.replace(
+        CONFIG, model=str(nano_folder), data=("toolworld:6,subtasks=1",), output=str(tmp_path / "run"), rows=2
+    )
+    more_than_three_epochs = train(dataclasses.replace(config, steps=9))
+    assert more_than_three_epochs.step == more_than_three_epochs.total_steps == 9
+    longer = train(dataclasses.replace(config, steps=11))
+    assert (longer.step, longer.total_steps) == (11, 11)
+    with pytest.raises(UserError, match="the run was started with --steps; give it more with --steps"):
+        train(dataclasses.replace(config, steps=None, epochs=9))
+
+
+def test_a_finished_run_given_more_epochs_visits_each_sample_once_in_each(nano_folder, tmp_path, monkeypatch):
+    visited = []
+    gather = packing._gather
+
+    def recorded(store, rows, *rest):
+        visited.append([np.unique(row["at"][row["at"] >= 0]) for row in rows])
+        return gather(store, rows, *rest)
+
+    monkeypatch.setattr(packing, "_gather", recorded)
+    config = dataclasses.replace(
+        CONFIG,
+        model=str(nano_folder),
+        data=("toolworld:6,subtasks=1",),
+        output=str(tmp_path / "run"),
+        rows=2,
+        steps=None,
+    )
+    first = train(dataclasses.replace(config, epochs=2))
+    second = train(dataclasses.replace(config, epochs=5))
+    assert second.step == second.total_steps > first.total_steps == first.step
+    assert train(dataclasses.replace(config, epochs=5)).first_loss is None
+    counts = np.unique(np.concatenate([at for rows in visited for at in rows]), return_counts=True)[1]
+    assert set(counts) == {5}
+    with pytest.raises(UserError, match=r"rows: 2 -> 4"):
+        train(dataclasses.replace(config, epochs=6, rows=4))
+
+
+def test_epochs_cannot_change_while_they_are_packed(nano_folder, tmp_path, monkeypatch):
+    config = dataclasses.replace(
+        CONFIG,
+        model=str(nano_folder),
+        data=("toolworld:12,subtasks=1",),
+        output=str(tmp_path / "run"),
+        rows=2,
+        steps=None,
+    )
+    monkeypatch.setattr(StopRequest, "__call__", lambda self, step: step == 2)
+    assert train(dataclasses.replace(config, epochs=5)).preempted
+    monkeypatch.undo()
+    with pytest.raises(
+        UserError, match=r"has not finished its 5 epochs \(step 2\); go on with --epochs 5 first"
+    ):
+        train(dataclasses.replace(config, epochs=6))
+
+
 def test_two_processes_of_four_devices_train_as_one(uninterrupted, config_file, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -182,7 +270,7 @@ def test_the_export_gives_the_logits_of_the_run(uninterrupted, tmp_path):
     import transformers
 
     output, _ = uninterrupted
-    decoder, source = trained_decoder(output)
+    decoder, source = load_policy(output)
     out = export_decoder(decoder, tmp_path / "hf", source=source)
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], add_generation_prompt=True)[
@@ -263,7 +351,6 @@ def _nan(x):
         (None, {"mesh": "data=zero"}, "needs a positive whole number"),
         (None, {"mesh": "3"}, "rows=8 in 1 microbatches of 8 cannot be split over 3 devices"),
         (None, {"mesh": "tensor=4"}, "does not divide num_attention_heads=2"),
-        (None, {"steps": 10_000}, "steps=10000, but 4 epochs of the data are"),
         (_no_template, {}, "chat template"),
         (lambda f: (f / "tokenizer.json").unlink(), {}, "tokenizer"),
         (_no_tokenizer, {}, "the tokenizer has no vocabulary; put the model's tokenizer.json there"),
@@ -295,7 +382,7 @@ def test_a_mistake_is_one_line_and_leaves_no_checkpoint(spoil, changes, message,
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert not list(output.glob("checkpoints/[0-9]*"))
-    assert not (output / "config.yaml").exists()  # so that the mended line may start in the same folder
+    assert not (output / "config.yaml").exists()  # so that the corrected line may start in the same folder
 
 
 def test_strict_stops_at_the_first_bad_record_naming_file_and_line(nano_folder, tmp_path):
@@ -327,10 +414,8 @@ sys.argv = ["train_sft.py", "--config", {str(config_file)!r}, "--output", {str(t
 runpy.run_path({str(SCRIPTS / "train_sft.py")!r}, run_name="__main__")
 """
     # The embedded model must exist already: it is larger than the limit.
-    from dcore_jax.sft.embedded import embedded_data, embedded_model
-
     embedded_model(tmp_path / "run" / "embedded", CONFIG.nano, CONFIG.seed)
-    embedded_data(tmp_path / "run" / "embedded", CONFIG.nano, CONFIG.seed)
+    embedded_data(tmp_path / "run" / "embedded", CONFIG.data[0], CONFIG.seed)
     environment = {**ENVIRONMENT, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300
@@ -376,54 +461,69 @@ def test_a_torn_checkpoint_is_one_line_that_says_what_to_delete(uninterrupted, t
 
 def test_an_export_of_a_step_that_is_not_there_names_those_that_are(uninterrupted):
     with pytest.raises(UserError, match="no checkpoint of step 99; there are those of 16, 20"):
-        trained_decoder(uninterrupted[0], 99)
+        load_policy(uninterrupted[0], 99)
 
 
 def test_a_run_whose_model_is_elsewhere_says_where_to_start_the_export(uninterrupted, tmp_path):
     output = tmp_path / "run"
     shutil.copytree(uninterrupted[0], output)
-    (output / "config.yaml").unlink()
-    write_config(dataclasses.replace(CONFIG, model="no/such/folder/here"), output / "config.yaml")
+    record_run(CONFIG, output, RunRecord("sft", "no/such/folder/here"))
     with pytest.raises(UserError, match="no/such/folder/here is not found from here") as error:
-        trained_decoder(output)
+        load_policy(output)
     assert "--model" not in str(error.value)
 
 
 def test_the_folder_of_another_recipe_is_called_that(tmp_path):
-    write_config(RLConfig(), tmp_path / "config.yaml")
-    for stop in (
-        lambda: train(dataclasses.replace(CONFIG, output=str(tmp_path))),
-        lambda: trained_decoder(tmp_path),
-    ):
-        with pytest.raises(UserError, match="holds a run of another recipe"):
-            stop()
+    record_run(RLConfig(), tmp_path, RunRecord("rl", "no/such/folder/here"))
+    with pytest.raises(UserError, match=r"holds a run of another recipe \(rl, not sft\)"):
+        train(dataclasses.replace(CONFIG, output=str(tmp_path)))
+    record_run(CONFIG, tmp_path, RunRecord("sft", "no/such/folder/here"))
     (tmp_path / "config.yaml").write_text("model: [")
     with pytest.raises(UserError, match=r"config.yaml: not readable as YAML"):
-        is_rl_run(tmp_path)
+        train(dataclasses.replace(CONFIG, output=str(tmp_path)))
 
 
-def test_a_base_model_that_is_another_run_names_its_own_flag(tmp_path):
+def test_a_folder_that_holds_no_policy_says_why(tmp_path):
+    with pytest.raises(UserError, match="no run in it; give the folder of an SFT or RL run"):
+        load_policy(tmp_path)
     write_config(CONFIG, tmp_path / "config.yaml")
-    (tmp_path / "hf").mkdir()
-    config = dataclasses.replace(CONFIG, output=str(tmp_path), rows=4)
-    with pytest.raises(UserError, match=r"rows: 8 -> 4.*give another --base.output"):
-        base_model(config, output=tmp_path, mesh="1")
+    with pytest.raises(UserError, match=r"a run of an older version, which kept no run\.json"):
+        load_policy(tmp_path)
+    record_run(CONFIG, tmp_path, RunRecord("distill", "nano"))
+    with pytest.raises(UserError, match="a distillation run trains no model"):
+        load_policy(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run.json: not readable"):
+        run_record(tmp_path)
 
 
-def test_a_base_model_is_looked_up_and_not_trained_again_after_the_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_base_model_that_is_another_run_says_what_to_change(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    record_run(CONFIG, run, RunRecord("sft", "nano"))
+    (run / "hf").mkdir()
+    write_config(dataclasses.replace(CONFIG, output=str(run), rows=4), tmp_path / "mine.yaml")
     with pytest.raises(
-        UserError, match="no such base model; start this in the folder that the run was started"
+        UserError, match=r"rows: 8 -> 4.*remove .*run, or name another `output` in a copy of mine.yaml"
     ):
-        find_base_model(dataclasses.replace(CONFIG, output="runs/base"), output=tmp_path)
-    assert not list(tmp_path.iterdir())
+        base_model(str(tmp_path / "mine.yaml"), mesh="1")
+
+
+def test_a_base_model_is_made_once_and_found_again(nano_folder, tmp_path, capsys):
+    config = dataclasses.replace(CONFIG, model=str(nano_folder), output=str(tmp_path / "run"), steps=1)
+    write_config(config, tmp_path / "mine.yaml")
+    folder = base_model(str(tmp_path / "mine.yaml"))
+    assert "base model: training mine" in capsys.readouterr().out
+    assert base_model(str(tmp_path / "mine.yaml")) == folder
+    assert "training" not in capsys.readouterr().out
+    assert load_hf(folder).config.hidden_size == 64
 
 
 def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path):
     (tmp_path / ".lock").mkdir()  # the tests may run as root, whom no permission stops
     with (
         pytest.raises(UserError, match=r"cannot be written to .*give another --output"),
-        only_run_in(tmp_path),
+        lock_run_folder(tmp_path),
     ):
         pass
 
@@ -442,12 +542,7 @@ def test_a_tracker_that_is_not_installed_leaves_the_folder_free(nano_folder, tmp
     assert not (tmp_path / "config.yaml").exists()
 
 
-@pytest.fixture(scope="module")
-def demo():
-    return SimpleNamespace(**runpy.run_path(str(SCRIPTS / "demo.py"), run_name="demo"))
-
-
-def test_the_demo_exports_again_what_has_gone_on_since_and_stops_at_a_stage_that_was_stopped(demo, tmp_path):
+def test_the_demo_exports_again_what_has_gone_on_since_and_stops_at_a_stage_that_was_stopped(tmp_path):
     made, folder = [], tmp_path / "hf"
 
     def export():
@@ -461,11 +556,10 @@ def test_the_demo_exports_again_what_has_gone_on_since_and_stops_at_a_stage_that
     demo.refuse_stopped(False)
 
 
-def test_the_demo_starts_with_no_argument_that_it_does_not_know(demo, monkeypatch, capsys):
+def test_the_demo_starts_with_no_argument_that_it_does_not_know(capsys):
     for argument, status in (("--help", 0), ("--frseh", 2)):
-        monkeypatch.setattr(sys, "argv", ["demo.py", argument])
         with pytest.raises(SystemExit) as error:
-            demo.main()
+            demo.run([argument])
         assert error.value.code == status
     assert "--fresh" in capsys.readouterr().out
 

@@ -12,16 +12,13 @@ from conftest import torch_model
 from dcore_jax import Compute, load_hf
 from dcore_jax.mesh import make_mesh, put_global
 from dcore_jax.models import model_config_from_hf
-from dcore_jax.sft.config import OptimizerConfig
 from dcore_jax.sft.step import (
     Batch,
-    TrainState,
-    learning_rate_schedule,
     loss_sum,
-    make_optimizer,
     make_train_step,
     predicted,
 )
+from dcore_jax.training import OptimizerConfig, TrainState, learning_rate_schedule, make_optimizer
 from dcore_jax.weights import hf_tensors, load_decoder, new_decoder
 
 VOCAB = 128
@@ -108,7 +105,7 @@ def test_accumulation_changes_nothing(micro):
     close(metrics_once._asdict(), metrics_several._asdict(), 1e-5)
     # The microbatches differ in their number of tokens, so that a mean of means would show.
     parts = jax.tree.map(jnp.asarray, parts)
-    counts = predicted(parts, parts.count_mask).sum((1, 2))
+    counts = predicted(parts, parts.denominator_mask).sum((1, 2))
     assert len(set(counts.tolist())) > 1
 
 

@@ -10,12 +10,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from dcore_jax.calls import parse_response, render_calls
 from dcore_jax.errors import UserError
+from dcore_jax.nano import build_tokenizer, nano_config
+from dcore_jax.nano.tokenizer import END, PAD, START, TAGS
 from dcore_jax.toolworld import KINDS, generate_tasks, to_record
 from dcore_jax.toolworld.family import VALUE_LETTERS
-from dcore_jax.toolworld.nano import END, PAD, START, TAGS, build_tokenizer, nano_config
 
 TASKS = generate_tasks(200, seed=11)
-BUILD = "import sys; from dcore_jax.toolworld.nano import build_tokenizer; build_tokenizer(sys.argv[1])"
+BUILD = "import sys; from dcore_jax.nano import build_tokenizer; build_tokenizer(sys.argv[1])"
 
 
 @pytest.fixture(scope="module")

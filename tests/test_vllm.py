@@ -38,7 +38,7 @@ def new_folder(path, tied, spread=0.15):
     import torch
     import transformers
 
-    from dcore_jax.toolworld.nano import build_tokenizer
+    from dcore_jax.nano import build_tokenizer
 
     tokenizer = build_tokenizer(path)
     config = transformers.Qwen3Config(
@@ -214,7 +214,7 @@ def test_five_rl_steps_push_five_versions_and_each_canary_agrees(
     from dcore_jax.metrics import read_metrics
     from dcore_jax.rl import RLConfig, train
     from dcore_jax.rl.config import RolloutConfig, SaveConfig, ToolWorldConfig
-    from dcore_jax.sft.config import ComputeConfig, OptimizerConfig
+    from dcore_jax.training import ComputeConfig, OptimizerConfig
 
     checked = []
 

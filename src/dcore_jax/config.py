@@ -1,94 +1,57 @@
-"""Frozen dataclasses from YAML files and the command line.
+"""Frozen dataclasses from YAML files, and back.
 
-A recipe's config is one dataclass with nested ones. `--config file.yaml` fills it, dotted flags
-(`--optimizer.learning-rate 1e-5`) override it, and an unknown key is an error that suggests the nearest. A field with
-`metadata=MAY_CHANGE` may differ when a run is resumed; every other difference is refused by name.
+A recipe's config is one dataclass with nested ones; an unknown key is an error that suggests the nearest. A field with
+`metadata=MAY_CHANGE` may differ when a run is resumed; every other difference is refused by name. cli/options.py makes command
+line options of the same dataclasses.
+
+Two conventions shorten files. A group whose first field is `name` may be written as that name alone (`engine: vllm`). A class
+with a `complete(values)` class method fills in what the given keys imply before the rest is checked (`algorithm: grpo` and its
+preset's numbers).
 """
 
 import dataclasses
 import difflib
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import tyro
 import yaml
 
 from dcore_jax.errors import UserError
 
 C = TypeVar("C")
 
-NANO = "nano"  # the model that is embedded
-
 # The field may change between the first start of a run and its resumption.
 MAY_CHANGE = types.MappingProxyType({"may_change": True})
 
 
-def parse_command_line(
-    kind: type[C],
-    arguments: Sequence[str],
-    *,
-    description: str,
-    default_config: Callable[[Sequence[str]], Path | None],
-) -> C:
-    """The config of a script: its `--config` file, or `default_config(arguments)`, overridden by dotted flags.
+def config_folder() -> Path:
+    """The configs that travel with the package: beside this file in a wheel, at the top of a checkout."""
+    packaged = Path(__file__).with_name("configs")
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def config_names() -> list[str]:
+    """Names of the configs that travel with the package, as `--config` takes them."""
+    return sorted(path.stem for path in config_folder().glob("*.yaml"))
+
+
+def find_config(name: str | Path) -> Path:
+    """A YAML file by its path, or a config that travels with the package by its name (`sft_qwen3_8b`).
 
     Raises:
-      UserError: a config file that is missing, no YAML, or has an unknown key or a value of the wrong type; a flag given twice.
-      SystemExit: status 2 for a flag that does not exist, after naming the nearest.
+      UserError: neither; lists the nearest names.
     """
-    refuse_repeated_flags(kind, arguments)
-    path, rest = None, list(arguments)
-    for i, argument in enumerate(rest):
-        if argument == "--config" or argument.startswith("--config="):
-            if argument == "--config" and i + 1 == len(rest):
-                raise UserError("--config needs a file name")
-            path = Path(rest[i + 1] if argument == "--config" else argument.partition("=")[2])
-            del rest[i : i + 1 + (argument == "--config")]
-            break
-    path = path or default_config(rest)
-    default = kind() if path is None else read_config(kind, path)
-    return tyro.cli(kind, args=rest, default=default, description=description)
-
-
-def nano_or_paper(preset: Path) -> Callable[[Sequence[str]], Path | None]:
-    """A `default_config`: the embedded preset, unless a model is named: then the defaults are the paper's."""
-
-    def default_config(arguments: Sequence[str]) -> Path | None:
-        after = zip(arguments, [*arguments[1:], ""])
-        named = [value for flag, value in after if flag == "--model"]
-        named += [flag.partition("=")[2] for flag in arguments if flag.startswith("--model=")]
-        return preset if all(name == NANO for name in named) else None
-
-    return default_config
-
-
-def refuse_repeated_flags(kind: Any, arguments: Sequence[str]) -> None:
-    """Raises UserError for a flag of the dataclass `kind` that is given twice: the parser would forget the first silently.
-
-    Flags that append (`tyro.conf.UseAppendAction`) may be repeated.
-    """
-    known = {"--config", *_flags(kind)}
-    seen: set[str] = set()
-    for argument in arguments:
-        flag = argument.partition("=")[0].replace("_", "-")
-        if flag in known and flag in seen:
-            raise UserError(f"{flag} is given twice; give it once (a list: {flag} a b)")
-        seen.add(flag)
-
-
-def _flags(kind: Any, prefix: str = "--") -> Iterator[str]:
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        flag = prefix + name.replace("_", "-")
-        if dataclasses.is_dataclass(hint):
-            yield from _flags(hint, f"{flag}.")
-            continue
-        extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
-        if tyro.conf.UseAppendAction not in extras:
-            yield flag
-            for extra in extras:
-                yield from getattr(extra, "aliases", None) or ()
+    path = Path(name)
+    if path.is_file():
+        return path
+    packaged = config_folder() / (path.name if path.suffix == ".yaml" else f"{path.name}.yaml")
+    if len(path.parts) == 1 and packaged.is_file():
+        return packaged
+    near = difflib.get_close_matches(path.stem, config_names(), n=3, cutoff=0.3)
+    hint = f"did you mean {', '.join(near)}?" if near else "`dcore configs` lists those that have a name"
+    raise UserError(f"{name}: no such config file; {hint}")
 
 
 class _OneKey(yaml.SafeLoader):
@@ -125,6 +88,7 @@ def config_from_dict(kind: type[C], values: Any, prefix: str = "") -> C:
     if not isinstance(values, Mapping):
         raise UserError(f"{prefix.rstrip('.') or 'the config'} should hold keys and values, not {values!r}")
     hints = get_type_hints(kind)
+    values = complete(values) if (complete := getattr(kind, "complete", None)) else values
     known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in values:
         if key not in known:
@@ -171,6 +135,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
             return None
         return _convert(next(a for a in arguments if a is not type(None)), value, key)
     if dataclasses.is_dataclass(hint):
+        if isinstance(value, str) and dataclasses.fields(hint)[0].name == "name":
+            value = {"name": value}
         return config_from_dict(hint, value, key + ".")  # type: ignore[arg-type]
     if origin is Literal:
         if value not in arguments:

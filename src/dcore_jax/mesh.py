@@ -92,8 +92,8 @@ def prepare_devices(mesh: str | None) -> None:
             jax.distributed.initialize()
         except ValueError as error:  # no cluster that it knows
             why = f"SLURM_NTASKS={slurm}" if slurm > 1 else "DCORE_DISTRIBUTED=1 or TPU_WORKER_HOSTNAMES"
-            mend = "start with srun, or unset SLURM_NTASKS" if slurm > 1 else "set DCORE_COORDINATOR by hand"
-            raise UserError(f"{why}: the other processes are not found ({error}); {mend}") from None
+            hint = "start with srun, or unset SLURM_NTASKS" if slurm > 1 else "set DCORE_COORDINATOR by hand"
+            raise UserError(f"{why}: the other processes are not found ({error}); {hint}") from None
 
 
 def _count(environment: Mapping[str, str], name: str) -> int | None:
@@ -109,7 +109,7 @@ def make_mesh(text: str | None) -> Mesh:
     """The mesh of `--mesh`; without one, fsdp over all devices (one device on a CPU).
 
     Raises:
-      UserError: more devices asked for than there are, naming both numbers and the mend.
+      UserError: more devices asked for than there are, naming both numbers and the fix.
     """
     devices = jax.devices()
     if text is None:
@@ -117,13 +117,13 @@ def make_mesh(text: str | None) -> Mesh:
     sizes = parse_mesh(text)
     wanted = math.prod(sizes.values())
     if wanted > len(devices):
-        mend = (
+        hint = (
             "start with fewer, or call prepare_devices first"
             if devices[0].platform == "cpu"
             else f"use --mesh {len(devices)}, or JAX_PLATFORMS=cpu for {wanted} virtual devices"
         )
         raise UserError(
-            f"mesh {text} needs {wanted} devices, {len(devices)} found ({devices[0].device_kind}); {mend}"
+            f"mesh {text} needs {wanted} devices, {len(devices)} found ({devices[0].device_kind}); {hint}"
         )
     if wanted < len(devices) and jax.process_count() > 1:
         raise UserError(
@@ -166,3 +166,9 @@ def put_global(mesh: Mesh, logical: Sequence[str | None], tree: Any) -> Any:
     """Places host arrays, identical in every process, on the mesh; each process copies only the rows of its own devices."""
     where = sharding(mesh, logical)
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, where, lambda index: x[index]), tree)
+
+
+def device_line(mesh: Mesh) -> str:
+    """A mesh in words, as `8 x cpu (fsdp 8)`."""
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1) or "1 device"
+    return f"{mesh.size} x {jax.devices()[0].device_kind} ({axes})"

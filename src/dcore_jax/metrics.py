@@ -1,12 +1,13 @@
 """What a run says of itself: `metrics.jsonl` always, TensorBoard, wandb or trackio when asked for; and model FLOPs."""
 
+import importlib
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from dcore_jax.atomic import write_text_atomic
 from dcore_jax.errors import UserError
 from dcore_jax.models import ModelConfig
 
@@ -70,9 +71,7 @@ class MetricLog:
         kept = (
             [row for row in read_metrics(self.path) if row["step"] <= last_step] if self.path.exists() else []
         )
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(partial, self.path)
+        write_text_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self.path.open("a", buffering=1)
         self._backends = [_BACKENDS[name](folder, config) for name in trackers]
 
@@ -107,7 +106,7 @@ def _whole(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
 
 class _TensorBoard:
     def __init__(self, folder: Path, config: Any):
-        module = _import("tensorboardX", "tensorboard")
+        module = _import(_PACKAGES["tensorboard"], "tensorboard")
         self._writer = module.SummaryWriter(str(folder / "tensorboard"))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -118,11 +117,11 @@ class _TensorBoard:
         self._writer.close()
 
 
-class _Run:
-    """wandb and trackio speak the same three calls."""
+class _ExperimentTracker:
+    """wandb or trackio, which have the same three calls."""
 
     def __init__(self, name: str, folder: Path, config: Any):
-        self._module = _import(name, name)
+        self._module = _import(_PACKAGES[name], name)
         self._module.init(project="dcore_jax", name=folder.name, config=config)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -134,13 +133,21 @@ class _Run:
 
 _BACKENDS: dict[str, Any] = {
     "tensorboard": _TensorBoard,
-    "wandb": lambda folder, config: _Run("wandb", folder, config),
-    "trackio": lambda folder, config: _Run("trackio", folder, config),
+    "wandb": lambda folder, config: _ExperimentTracker("wandb", folder, config),
+    "trackio": lambda folder, config: _ExperimentTracker("trackio", folder, config),
 }
 
 
+def check_trackers(trackers: Sequence[Tracker]) -> None:
+    """Raises UserError, saying what to install, where a tracker's package is missing; call it before data and model are read."""
+    for name in trackers:
+        _import(_PACKAGES[name], name)
+
+
+_PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
+
+
 def _import(module: str, tracker: str) -> Any:
-    import importlib
 
     try:
         return importlib.import_module(module)

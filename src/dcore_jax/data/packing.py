@@ -43,6 +43,7 @@ def packed_batches(
     pack_length: int,
     seed: int,
     epochs: int | None,
+    first_epoch: int = 0,
     packing: Packing = "first_fit",
     order: Order = "shuffle",
     bins: int = DEFAULT_BINS,
@@ -52,7 +53,7 @@ def packed_batches(
 
     Each epoch visits every sample once, in an order drawn from (seed, epoch): see `epoch_order`. Epochs
     follow one another without a break (a row may hold the end of one and the start of the next);
-    `epochs=None` never ends. The last batch is filled up with empty rows.
+    `epochs=None` never ends, `first_epoch` leaves out those before it. The last batch is filled up with empty rows.
 
     `packing`: `first_fit` or `best_fit` into `bins` open rows, all of which are emitted, shuffled, when a
     sample fits in none; the samples of about `bins` rows are put in an order that fills rows first (see
@@ -67,7 +68,8 @@ def packed_batches(
     if rows < 1:
         raise UserError(f"a batch needs at least 1 row, not {rows}")
     _check(store, pack_length, seed, epochs, packing, order, bins)
-    packed = _packed_indices(store, pack_length, seed, epochs, packing, order, bins)
+    epoch_range = (first_epoch, epochs)
+    packed = _packed_indices(store, pack_length, seed, epoch_range, packing, order, bins)
 
     def gather(packed_rows: Sequence[dict[str, np.ndarray]]) -> PackedBatch:
         return _gather(store, packed_rows, rows, pack_length)
@@ -83,13 +85,15 @@ def count_batches(
     pack_length: int,
     seed: int,
     epochs: int,
+    first_epoch: int = 0,
     packing: Packing = "first_fit",
     order: Order = "shuffle",
     bins: int = DEFAULT_BINS,
 ) -> int:
     """How many batches `packed_batches` yields with these arguments, counted on lengths without packing."""
     _check(store, pack_length, seed, epochs, packing, order, bins)
-    source = _Epochs(store, seed, epochs, order, pack_length, _arranged_rows(packing, bins))
+    epoch_range = (first_epoch, epochs)
+    source = _Epochs(store, seed, epoch_range, order, pack_length, _arranged_rows(packing, bins))
     open_rows = 1 if packing == "next_fit" else bins
     free = np.full(open_rows, pack_length)
     emitted = 0
@@ -168,20 +172,28 @@ class _Epochs:
     """
 
     def __init__(
-        self, store: SampleStore, seed: int, epochs: int | None, order: Order, pack_length: int, arrange: int
+        self,
+        store: SampleStore,
+        seed: int,
+        epochs: tuple[int, int | None],  # the first, and the one that is no longer visited
+        order: Order,
+        pack_length: int,
+        arrange: int,
     ):
         self._store, self._seed, self._order = store, seed, order
-        self._epochs = sys.maxsize // len(store) if epochs is None else epochs
+        self._first, end = epochs
+        self._end = sys.maxsize // len(store) if end is None else end
         self._pack_length, self._arrange = pack_length, arrange
         # Caches, because reading is sequential. Bound, because each iterator over the dataset has its own thread.
         self._windows = functools.lru_cache(maxsize=4)(self._windows)  # type: ignore[method-assign]
         self._window = functools.lru_cache(maxsize=4)(self._window)  # type: ignore[method-assign]
 
     def __len__(self) -> int:
-        return len(self._store) * self._epochs
+        return len(self._store) * (self._end - self._first)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         epoch, at = divmod(int(index), len(self._store))
+        epoch += self._first
         _, starts = self._windows(epoch)
         window = int(np.searchsorted(starts, at, side="right")) - 1
         sample = self._window(epoch, window)[at - starts[window]]
@@ -189,7 +201,7 @@ class _Epochs:
 
     def lengths(self) -> Iterator[int]:
         """Tokens per sample, in the order of the items."""
-        for epoch in range(self._epochs):
+        for epoch in range(self._first, self._end):
             for window in range(len(self._windows(epoch)[1])):
                 yield from self._store.lengths[self._window(epoch, window)].tolist()
 
@@ -215,7 +227,7 @@ def _packed_indices(
     store: SampleStore,
     pack_length: int,
     seed: int,
-    epochs: int | None,
+    epochs: tuple[int, int | None],
     packing: Packing,
     order: Order,
     bins: int,

@@ -16,8 +16,6 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 
-from tqdm import tqdm
-
 from dcore_jax.config import config_to_dict
 from dcore_jax.data.files import local_file
 from dcore_jax.data.records import Rejections
@@ -34,9 +32,13 @@ from dcore_jax.distill.seeds import seeds_by_spec
 from dcore_jax.distill.speakers import Voice, open_voice
 from dcore_jax.distill.tally import Summary
 from dcore_jax.distill.templates import Templates
+from dcore_jax.engines import check_engine_installed
 from dcore_jax.errors import UserError
-from dcore_jax.run_folder import only_run_in, refuse_another_config, remember_config, sigterm
+from dcore_jax.progress import log, progress_bar
+from dcore_jax.training.preemption import preemption_signal
+from dcore_jax.training.run_folder import RunRecord, check_config_unchanged, lock_run_folder, record_run
 
+RECIPE = "distill"
 _VERSIONS = ("dcore-jax", "jax", "flax", "transformers", "tokenizers", "jinja2", "vllm")
 _OTHER = {
     "prompts": "other prompts; put them back",
@@ -89,21 +91,23 @@ def distill_seeds(config: DistillConfig) -> DistillResult:
         )
     if not config.seeds:
         raise UserError("no seeds: give --seeds source:path, as toolace:data.json, or --seeds toolworld:500")
-    with only_run_in(output):
-        refuse_another_config(config, output)
+    check_engine_installed(config.engine)
+    with lock_run_folder(output):
+        check_config_unchanged(config, output, RECIPE)
         templates = Templates(config.prompts, config.call_format)
         samples, rejected = _samples(config)
         labels = read_labels(config.labels) if config.labels else None
         voice = open_voice(config.model, config, output)
         labeller = open_voice(config.labeller, config, output) if config.labeller else None
         try:
-            remember_config(config, output)  # only now is there a run to remember
+            # Only now is there a run to go on with.
+            record_run(config, output, RunRecord(RECIPE, config.model, config.dtype))
             digests = _digests(config, templates, voice, labeller)
             results: list[ModeResult] = []
             for mode in MODES if config.table6 else (config.mode,):
                 run = replace(config, mode=mode)
                 folder = output / "table6" / mode if config.table6 else output
-                print(f"{len(samples):,} seed samples, {run.choices()}, into {folder}")
+                log(f"{len(samples):,} seed samples, {run.choices()}, into {folder}")
                 method = Method(run, templates, labels)
                 result = _pass(run, folder, samples, rejected, method, voice, labeller, digests)
                 if result is None:
@@ -170,21 +174,15 @@ def _pass(
     voices = {"model": voice, **({"labeller": labeller} if labeller else {})}
     left = [sample for sample in samples if sample.id not in journal.finished_ids]
     seen: Counter[str] = Counter()
-    bar = tqdm(
-        total=len(samples),
-        initial=len(samples) - len(left),
-        unit="sample",
-        dynamic_ncols=True,
-        smoothing=0.05,
-    )
+    bar = progress_bar(len(samples), initial=len(samples) - len(left), unit="sample")
 
     def note(outcome: Outcome) -> None:
         seen["accepted" if outcome.accepted else outcome.stage] += 1
-        bar.set_postfix(seen, refresh=False)
+        bar.set_postfix(seen)
         bar.update()
 
     try:
-        with sigterm() as asked_to_stop:
+        with preemption_signal() as stop_requested:
             complete = run_pipeline(
                 left,
                 method,
@@ -192,7 +190,7 @@ def _pass(
                 {name: found.engines for name, found in voices.items()},  # type: ignore[misc]
                 journal,
                 on_outcome=note,
-                stopped=lambda: asked_to_stop(0),
+                stopped=lambda: stop_requested(0),
             )
     finally:
         bar.close()

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 from dcore_jax.data.rendering import end_of_turn_ids
 from dcore_jax.data.tokenizer import load_tokenizer
-from dcore_jax.distill.config import NANO, DistillConfig
+from dcore_jax.distill.config import DistillConfig
 from dcore_jax.engines import Engine
 from dcore_jax.engines.open import open_engine
 from dcore_jax.mesh import make_mesh
 from dcore_jax.models import read_model_config
-from dcore_jax.sft import base_model
+from dcore_jax.nano.config import NANO
+from dcore_jax.sft.base import base_model
 from dcore_jax.weights import local_folder
 from dcore_jax.weights.names import weight_files
 
@@ -52,11 +53,7 @@ def open_voice(source: str, config: DistillConfig, output: Path) -> Voice:
     Raises:
       UserError: no such model, a folder without a tokenizer or chat template, an engine that cannot serve it.
     """
-    folder = (
-        base_model(config.base, output=output / "base", mesh=config.mesh)
-        if source == NANO
-        else local_folder(source)
-    )
+    folder = base_model(config.base, mesh=config.mesh) if source == NANO else local_folder(source)
     tokenizer, digest = load_tokenizer(folder), model_digest(folder)
     return Voice(folder, tokenizer, _engines(folder, tokenizer, config, output), digest)
 
@@ -91,14 +88,11 @@ def _engines(folder: Path, tokenizer: Any, config: DistillConfig, output: Path) 
     engine = open_engine(
         config.engine,
         folder,
-        decoder=load_hf(folder, dtype=config.dtype, mesh=mesh) if config.engine == "native" else None,
+        decoder=load_hf(folder, dtype=config.dtype, mesh=mesh) if config.engine.name == "native" else None,
         max_length=config.max_length or read_model_config(folder).max_position_embeddings,
         eos_token_ids=sorted(end_of_turn_ids(tokenizer)),
-        slots=config.slots,
-        servers=config.servers,
         output=output,
         dtype=config.dtype,
         mesh=mesh,
-        first_length=config.cache_length,
     )
     return (engine,)

@@ -12,13 +12,12 @@ from jinja2 import ChoiceLoader, FileSystemLoader, StrictUndefined, TemplateErro
 from jinja2.exceptions import TemplateNotFound
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-import dcore_jax.toolworld as toolworld
 from dcore_jax.calls import CallFormat
 from dcore_jax.errors import UserError
+from dcore_jax.nano.config import NANO
+from dcore_jax.nano.lessons import PROMPTS as NANO_PROMPTS
 
-NANO = "nano"
 _PACKAGE = Path(__file__).with_name("prompts")
-_TOOLWORLD = Path(toolworld.__file__).with_name("prompts")
 _NAMES = (
     "decompose",
     "reason",
@@ -43,7 +42,7 @@ class Templates:
     """
 
     def __init__(self, folder: str = "", call_format: CallFormat = "python"):
-        own = {"": [], NANO: [_TOOLWORLD]}.get(folder, [Path(folder)])
+        own = {"": [], NANO: [NANO_PROMPTS]}.get(folder, [Path(folder)])
         for path in own:
             if not path.is_dir():
                 raise UserError(

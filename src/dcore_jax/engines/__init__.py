@@ -1,5 +1,6 @@
 """Engines that sample from a model: one interface, several implementations."""
 
+from dcore_jax.engines.config import EngineConfig, EngineName
 from dcore_jax.engines.engine import (
     Engine,
     EngineStats,
@@ -10,10 +11,11 @@ from dcore_jax.engines.engine import (
     fan_out,
 )
 from dcore_jax.engines.native import NativeEngine
-from dcore_jax.engines.open import EngineName, open_engine
+from dcore_jax.engines.open import check_engine_installed, open_engine
 
 __all__ = [
     "Engine",
+    "EngineConfig",
     "EngineName",
     "EngineStats",
     "FinishReason",
@@ -21,6 +23,7 @@ __all__ = [
     "Request",
     "Sample",
     "SamplingParams",
+    "check_engine_installed",
     "fan_out",
     "open_engine",
 ]

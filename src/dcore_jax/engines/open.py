@@ -1,107 +1,81 @@
-"""One door to every engine, by name."""
+"""One door to every engine, by the name in its config."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jax.sharding import Mesh
 
+from dcore_jax.engines.config import EngineConfig
 from dcore_jax.engines.engine import Engine
 from dcore_jax.engines.native import NativeEngine
 from dcore_jax.errors import UserError
 from dcore_jax.models import Decoder, read_model_config
 from dcore_jax.weights import load_decoder
 
-EngineName = Literal["native", "vllm", "vllm-server"]
+
+def check_engine_installed(config: EngineConfig) -> None:
+    """Raises UserError, saying what to install, where a package that the engine needs is missing.
+
+    Call it before data and model are read: minutes of work should not end at an import.
+    """
+    from importlib.util import find_spec
+
+    needs = {"native": [], "vllm": ["vllm"], "vllm-server": ["aiohttp"]}[config.name]
+    if config.name == "vllm-server" and not config.servers:
+        needs.append("vllm")
+    for package in needs:
+        if find_spec(package) is None:
+            extra = "vllm-client" if package == "aiohttp" else "vllm"
+            raise UserError(
+                f"engine {config.name} needs the package {package}: pip install 'dcore-jax[{extra}]', see docs/vllm.md"
+            )
 
 
 def open_engine(
-    name: EngineName,
+    config: EngineConfig,
     folder: str | Path,
     *,
     max_length: int,
     decoder: Decoder | None = None,
     eos_token_ids: Sequence[int] = (),
-    slots: int = 64,
-    servers: Sequence[str] = (),
     output: str | Path = ".",
     dtype: str | None = None,
     mesh: Mesh | None = None,
-    first_length: int = 0,
     weight_version: int = 0,
-    server_arguments: Sequence[str] = (),
     progress: bool = False,
 ) -> Engine:
-    """The engine of that name, ready to generate. Close it when done.
+    """The engine of that config, ready to generate. Close it when done.
 
     Args:
-      name: native: in JAX, in this process; vllm: vLLM in this process; vllm-server: vLLM over HTTP.
       folder: the model's Hugging Face folder.
       max_length: most tokens of prompt and continuation together.
       decoder: the weights to sample from, where they are not the folder's. A vLLM engine gets them pushed and checked.
-      slots: sequences decoded at the same time, by each server.
-      servers: for vllm-server: addresses as http://host:port, all holding the folder's model; none: one is started here.
+      eos_token_ids: end every sample, unless it says ignore_eos.
       output: folder for the logs of servers and for weights on their way to them.
       dtype: what the engine computes in; by default the decoder's compute dtype, else float32.
-      mesh, first_length: the native engine's own.
+      mesh: of the native engine.
       weight_version: of the weights it starts with.
-      server_arguments: more arguments of a vLLM server that is started here.
       progress: show a bar while many requests are under way (vLLM).
 
     Raises:
-      UserError: an unknown name, a package that is missing, or whatever the engine cannot work with.
+      UserError: a package that is missing, or whatever the engine cannot work with.
     """
-    if name not in ("native", "vllm", "vllm-server"):
-        raise UserError(f"engine {name!r} is unknown; choose native, vllm or vllm-server")
-    if servers and name != "vllm-server":
-        raise UserError(f"servers are given but the engine is {name!r}; use --engine vllm-server")
-    if name == "native":
+    check_engine_installed(config)
+    if config.name == "native":
         return NativeEngine(
             load_decoder(folder) if decoder is None else decoder,
-            slots=slots,
+            slots=config.slots,
             max_length=max_length,
             eos_token_ids=eos_token_ids,
             mesh=mesh,
-            first_length=first_length,
+            first_length=config.cache_length,
             weight_version=weight_version,
         )
     kind = dtype or ("float32" if decoder is None else np.dtype(decoder.compute.dtype).name)
-    if name == "vllm":
-        from dcore_jax.engines.vllm.in_process import InProcessEngine
-
-        engine: Engine = InProcessEngine(
-            folder,
-            max_length=max_length,
-            eos_token_ids=eos_token_ids,
-            dtype=kind,
-            slots=slots,
-            progress=progress,
-            weight_version=weight_version,
-        )
-    else:
-        try:
-            from dcore_jax.engines.vllm.engine import ServerEngine
-        except ImportError as error:
-            raise UserError(
-                f"engine vllm-server needs {error.name}; install dcore-jax[vllm-client], or see docs/vllm.md"
-            ) from None
-        from dcore_jax.engines.vllm.server import OwnServer, ServerPlan
-
-        logs = Path(output) / "vllm"
-        plan = ServerPlan(
-            Path(folder), logs, max_length, dtype=kind, slots=slots, arguments=tuple(server_arguments)
-        )
-        engine = ServerEngine(
-            servers or [OwnServer(plan)],
-            read_model_config(Path(folder)),
-            max_length=max_length,
-            eos_token_ids=eos_token_ids,
-            dtype=kind,
-            folder=logs,
-            progress=progress,
-            weight_version=weight_version,
-        )
+    engine = _vllm_engine(
+        config, Path(folder), max_length, eos_token_ids, Path(output), kind, weight_version, progress
+    )
     if decoder is not None:
         try:
             engine.update_weights(decoder, weight_version)
@@ -109,3 +83,52 @@ def open_engine(
             engine.close()
             raise
     return engine
+
+
+def _vllm_engine(
+    config: EngineConfig,
+    folder: Path,
+    max_length: int,
+    eos_token_ids: Sequence[int],
+    output: Path,
+    dtype: str,
+    weight_version: int,
+    progress: bool,
+) -> Engine:
+    # Imported here: vLLM and aiohttp are extras.
+    if config.name == "vllm":
+        from dcore_jax.engines.vllm.in_process import InProcessEngine
+
+        return InProcessEngine(
+            folder,
+            max_length=max_length,
+            eos_token_ids=eos_token_ids,
+            dtype=dtype,
+            slots=config.slots,
+            memory_fraction=config.memory,
+            progress=progress,
+            weight_version=weight_version,
+        )
+    from dcore_jax.engines.vllm.engine import ServerEngine
+    from dcore_jax.engines.vllm.server import OwnServer, ServerPlan
+
+    logs = output / "vllm"
+    plan = ServerPlan(
+        folder,
+        logs,
+        max_length,
+        dtype=dtype,
+        slots=config.slots,
+        memory_fraction=config.memory,
+        arguments=tuple(config.server_arguments),
+    )
+    return ServerEngine(
+        config.servers or [OwnServer(plan)],
+        read_model_config(folder),
+        max_length=max_length,
+        eos_token_ids=eos_token_ids,
+        dtype=dtype,
+        folder=logs,
+        progress=progress,
+        weight_version=weight_version,
+    )

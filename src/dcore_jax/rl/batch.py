@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Bool, Float32, Int, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
+from dcore_jax.algorithms import PolicyBatch
 from dcore_jax.engines import Sample
 
 
@@ -25,9 +26,21 @@ class Sequences(NamedTuple):
 
 
 class Padded(NamedTuple):
+    """A step's samples as arrays of one shape."""
+
     sequences: Sequences
     engine_logprobs: Float32[np.ndarray, "responses tokens"]  # 0 outside the mask
     groups: Int32[np.ndarray, "responses"]
+
+
+class Scored(NamedTuple):
+    """What a step learns from: its samples and what the trainer has computed of them; host arrays."""
+
+    padded: Padded
+    regions: Int[np.ndarray, "responses tokens"]
+    old_logprobs: Float[np.ndarray, "responses tokens"]
+    old_entropy: Float[np.ndarray, "responses tokens"]
+    policy: PolicyBatch
 
 
 def pad_samples(groups: Sequence[Sequence[Sample]], *, max_prompt: int, max_response: int) -> Padded:

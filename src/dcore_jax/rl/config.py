@@ -1,118 +1,145 @@
 """Everything that decides an RL run. The defaults are the paper's for Qwen3-8B (D-CORE, appendix A.6.2)."""
 
-import dataclasses
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
-import tyro
-import yaml
-
-from dcore_jax.algorithms import AlgorithmConfig, AlgorithmName, PresetName, algorithm_preset
+from dcore_jax.algorithms import AlgorithmConfig, algorithm_preset, check_changes, relevant_fields
 from dcore_jax.calls import CALL_FORMATS
-from dcore_jax.config import MAY_CHANGE, NANO, config_from_dict
-from dcore_jax.engines import EngineName
+from dcore_jax.config import MAY_CHANGE, config_to_dict, differences
+from dcore_jax.engines.config import EngineConfig, unused_engine_options
 from dcore_jax.errors import UserError
 from dcore_jax.metrics import Tracker
+from dcore_jax.nano.config import NANO
 from dcore_jax.rewards import PRESETS as REWARD_PRESETS
-from dcore_jax.sft.config import ComputeConfig, OptimizerConfig, SFTConfig
+from dcore_jax.training import CheckpointConfig, ComputeConfig, OptimizerConfig
 
-TOOLWORLD = "toolworld"
+_VLLM_IMPORTANCE_CAP = 2.0  # another program's log-probabilities are never quite the trainer's
 
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    group: int = 8  # responses to one prompt, G
-    max_prompt: int = 8192  # tokens; a longer prompt is counted and left out
-    max_response: int = 4096  # tokens; a longer response is cut off
+    """How responses are sampled."""
+
+    group: int = 8
+    """Responses to one prompt, G."""
+    max_prompt: int = 8192
+    """Tokens of a prompt; a longer one is counted and left out."""
+    max_response: int = 4096
+    """Tokens of a response; a longer one is cut off."""
     temperature: float = 1.0
+    """Sampling temperature."""
     top_p: float = 1.0
+    """Smallest set of tokens with this mass is sampled from; 1: all."""
     top_k: int = -1
-    # native: in JAX, in this process; vllm: vLLM in this process; vllm-server: vLLM over HTTP
-    engine: Annotated[EngineName, tyro.conf.arg(aliases=["--engine"])] = "native"
-    # for vllm-server: http://host:port, once for each; none: one is started here and ends with the run
-    servers: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(aliases=["--server"])] = (
-        field(default=(), metadata=MAY_CHANGE)
-    )
-    # more arguments of a server that is started here, as --tensor-parallel-size=4
-    server_arguments: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
-    slots: int = 64  # responses decoded at the same time, by each server
-    cache_length: int = 0  # positions the cache starts with; prompt + response: one decode program, no growth
-    # 1: rollouts of step n + 1 overlap the update of step n, sampled by weights one step old.
+    """Most probable tokens that are sampled from; -1: all."""
     staleness: Literal[0, 1] = 0
+    """1: rollouts of step n + 1 overlap the update of step n, by weights one step old."""
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    preset: str = "auto"  # of dcore_jax.rewards.PRESETS; auto: dcore_paper or dcore_release, as `preset` says
-    call_format: str = "python"  # python | tags | qwen
-    beta_accuracy: float = 1.0  # weights of rest_paper's two parts
+    """How responses are scored."""
+
+    preset: str = "auto"
+    """auto: dcore_paper or dcore_release, as --preset says; else toolrl, rest_paper, rest_release."""
+    call_format: str = "python"
+    """Notation of calls in responses and files: python, tags or qwen."""
+    beta_accuracy: float = 1.0
+    """Weight of rest_paper's accuracy part."""
     beta_format: float = 1.0
+    """Weight of rest_paper's format part."""
+
+    def __post_init__(self) -> None:
+        if self.preset not in ("auto", *REWARD_PRESETS):
+            raise UserError(f"reward.preset is {self.preset!r}; choose auto, {', '.join(REWARD_PRESETS)}")
+        if self.call_format not in CALL_FORMATS:
+            raise UserError(
+                f"reward.call_format is {self.call_format!r}; choose one of {', '.join(CALL_FORMATS)}"
+            )
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
     """Greedy answers to a fixed set of prompts, before the first step and after the last."""
 
-    prompts: int = 0  # how many; 0: no evaluation
-    data: tuple[str, ...] = ()  # files; empty: held-out tasks of the tool world
-    every: int = 0  # and after every so many steps; 0: only before and after
-
-
-@dataclass(frozen=True)
-class ToolWorldConfig:
-    """Prompts drawn where data is `toolworld`."""
-
-    tasks: int = 512
-    kinds: tuple[str, ...] = ()  # single, sequential, parallel, irrelevant; empty: all
-    fewest_subtasks: int = 1
-    most_subtasks: int = 2
-
-
-def _base() -> SFTConfig:
-    return SFTConfig(model=NANO, data=(TOOLWORLD,), output="")
+    prompts: int = 0
+    """How many prompts; 0: no evaluation."""
+    data: tuple[str, ...] = ()
+    """Files of prompts; empty: held-out tasks of the tool world."""
+    every: int = 0
+    """Also after every so many steps; 0: only before and after."""
 
 
 def _optimizer() -> OptimizerConfig:
     return OptimizerConfig(learning_rate=1e-6, schedule="constant", warmup=0.0, weight_decay=0.01)
 
 
-@dataclass(frozen=True)
-class SaveConfig:
-    every: int = field(default=20, metadata=MAY_CHANGE)  # steps; the last step is always saved
-    keep: int = field(default=2, metadata=MAY_CHANGE)  # newest ones
+def _checkpoint() -> CheckpointConfig:
+    return CheckpointConfig(every=20)
 
 
 @dataclass(frozen=True)
 class RLConfig:
-    model: str = ""  # Hugging Face folder or hub id; `nano`: a small Qwen3, warm-started on the tool world
-    data: tuple[
-        str, ...
-    ] = ()  # prompts: JSONL, JSON or Parquet files; `toolworld`: drawn from the tool world
-    output: str = field(default="runs/rl", metadata=MAY_CHANGE)  # the run's folder
-    algorithm: AlgorithmName = "da_grpo"
-    preset: PresetName = "paper"  # paper: what the text says; release: what the authors' code runs
-    algorithm_fields: tuple[str, ...] = ()  # changes of single numbers, as alpha=0.4 or dynamic_sampling=true
-    mesh: str | None = field(default=None, metadata=MAY_CHANGE)  # `8`, or `data=2,fsdp=4`; None: all devices
-    steps: int | None = None  # rounds of rollouts and updates; None: as many as `epochs` need
-    epochs: int = 3  # passes over the prompts
-    prompts: int = 32  # in a step, on all devices together
-    updates: int = 4  # optimizer steps in a step, each on prompts / updates of the prompts
-    micro_rows: int | None = None  # responses in one forward pass; None: all of an update
-    reference_on_host: bool = False  # keep the KL's reference model in host memory between its uses
-    # Turns that report what the tools have answered are prompts too; their reward is for calling nothing more.
+    """Reinforcement learning from tool rewards."""
+
+    # Options that decide the defaults of others, and short spellings.
+    DECIDING: ClassVar = ("model", "algorithm.name", "algorithm.preset", "engine.name", "reward.preset")
+    ALIASES: ClassVar = {"algorithm.preset": "preset"}
+
+    model: str = ""
+    """Hugging Face folder or hub id; `nano`: the embedded small Qwen3, as `base` makes it."""
+    data: tuple[str, ...] = ()
+    """Prompts: JSONL, JSON or Parquet files; `toolworld` or `toolworld:512,kinds=single`: embedded tasks."""
+    output: str = field(default="runs/rl", metadata=MAY_CHANGE)
+    """Folder of the run; the same line started again goes on from its last checkpoint."""
+    mesh: str | None = field(default=None, metadata=MAY_CHANGE)
+    """Devices: `8` (fsdp), or `data=2,fsdp=4`; None: all devices."""
+    steps: int | None = field(default=None, metadata=MAY_CHANGE)
+    """Rounds of rollouts and updates; None: as many as `epochs` need."""
+    epochs: int = field(default=3, metadata=MAY_CHANGE)
+    """Passes over the prompts, where `steps` is not given."""
+    prompts: int = 32
+    """Prompts per step, over all devices."""
+    updates: int = 4
+    """Optimizer updates per step, each on prompts / updates of the prompts."""
+    micro_rows: int | None = None
+    """Responses in one forward pass; None: all of an update."""
+    reference_on_host: bool = False
+    """Keep the KL's reference model in host memory between its uses."""
     reports: bool = False
-    strict: bool = False  # stop at the first prompt that cannot be used, naming file and line
+    """Also take turns that report tool results as prompts, rewarded for making no further call."""
+    strict: bool = False
+    """Stop at the first prompt that cannot be used, naming file and line, instead of counting it."""
     seed: int = 0
+    """Seed of prompt order and sampling."""
+    trackers: tuple[Tracker, ...] = field(default=(), metadata=MAY_CHANGE)
+    """Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio."""
+    base: str = "base_rl_nano"
+    """SFT config, a name or a file, that makes the model where --model is `nano`; trained once."""
+    algorithm: AlgorithmConfig = field(default_factory=lambda: algorithm_preset("da_grpo", "paper"))
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     optimizer: OptimizerConfig = field(default_factory=_optimizer)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
-    checkpoint: SaveConfig = field(default_factory=SaveConfig)
+    checkpoint: CheckpointConfig = field(default_factory=_checkpoint)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    toolworld: ToolWorldConfig = field(default_factory=ToolWorldConfig)
-    # Where model is `nano`: the SFT run that makes it, done once; its output is <output>/base unless it names another.
-    base: SFTConfig = field(default_factory=_base)
-    trackers: tuple[Tracker, ...] = field(default=(), metadata=MAY_CHANGE)  # besides metrics.jsonl
+
+    @classmethod
+    def complete(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Puts the numbers of the algorithm's preset behind those that are given."""
+        given = values.get("algorithm", {})
+        given = {"name": given} if isinstance(given, str) else given
+        if not isinstance(given, Mapping):  # the reader says what is wrong with it
+            return dict(values)
+        preset = algorithm_preset(given.get("name", "da_grpo"), given.get("preset", "paper"))
+        numbers = config_to_dict(preset)
+        for key, value in given.items():
+            inner = numbers.get(key)
+            both = isinstance(inner, dict) and isinstance(value, Mapping)
+            numbers[key] = {**inner, **value} if both else value  # type: ignore[dict-item]
+        return {**values, "algorithm": numbers}
 
     def __post_init__(self) -> None:
         if self.prompts < 1 or self.updates < 1 or self.prompts % self.updates:
@@ -122,15 +149,13 @@ class RLConfig:
         positive = {
             "epochs": self.epochs,
             "micro_rows": self.micro_rows,
+            "steps": self.steps,
             "rollout.group": self.rollout.group,
             "rollout.max_prompt": self.rollout.max_prompt,
             "rollout.max_response": self.rollout.max_response,
-            "rollout.slots": self.rollout.slots,
-            "toolworld.tasks": self.toolworld.tasks,
         }
         natural = {
             "seed": self.seed,
-            "rollout.cache_length": self.rollout.cache_length,
             "evaluation.prompts": self.evaluation.prompts,
             "evaluation.every": self.evaluation.every,
         }
@@ -138,11 +163,9 @@ class RLConfig:
             for name, value in values.items():
                 if value is not None and value < least:
                     raise UserError(f"{name}={value} must be at least {least}")
-        if self.rollout.servers and self.rollout.engine != "vllm-server":
-            raise UserError(f"--server is for --engine vllm-server, not for {self.rollout.engine}")
-        if self.rollout.engine != "native" and (self.rollout.top_p < 1 or self.rollout.top_k > 0):
+        if self.engine.name != "native" and (self.rollout.top_p < 1 or self.rollout.top_k > 0):
             raise UserError(
-                f"engine {self.rollout.engine} gives log-probabilities of what top-p and top-k left over, which RL cannot use; "
+                f"engine {self.engine.name} gives log-probabilities of what top-p and top-k left over, which RL cannot use; "
                 "set rollout.top_p 1 and rollout.top_k -1"
             )
         if self.rows_per_update % self.rows_per_pass:
@@ -150,21 +173,9 @@ class RLConfig:
                 f"micro_rows={self.micro_rows} does not divide the {self.rows_per_update} responses of an update "
                 f"({self.prompts} prompts x {self.rollout.group} / {self.updates} updates)"
             )
-        if self.steps is not None and self.steps < 1:
-            raise UserError(f"steps={self.steps} must be at least 1")
-        if self.checkpoint.every < 1 or self.checkpoint.keep < 1:
-            raise UserError("checkpoint.every and checkpoint.keep must be at least 1")
         if self.optimizer.ema_decay:
             raise UserError("optimizer.ema_decay is not kept in RL; leave it at 0")
-        if self.reward.preset not in ("auto", *REWARD_PRESETS):
-            raise UserError(
-                f"reward.preset is {self.reward.preset!r}; choose auto, {', '.join(REWARD_PRESETS)}"
-            )
-        if self.reward.call_format not in CALL_FORMATS:
-            raise UserError(
-                f"reward.call_format is {self.reward.call_format!r}; choose one of {', '.join(CALL_FORMATS)}"
-            )
-        self.algorithm_config()
+        check_changes(self.algorithm)
 
     @property
     def responses(self) -> int:
@@ -173,34 +184,58 @@ class RLConfig:
 
     @property
     def rows_per_update(self) -> int:
+        """Responses in an optimizer update."""
         return self.responses // self.updates
 
     @property
     def rows_per_pass(self) -> int:
+        """Responses in a forward pass."""
         return self.rows_per_update if self.micro_rows is None else self.micro_rows
 
     @property
     def reward_preset(self) -> str:
-        return f"dcore_{self.preset}" if self.reward.preset == "auto" else self.reward.preset
+        """The reward that runs."""
+        return f"dcore_{self.algorithm.preset}" if self.reward.preset == "auto" else self.reward.preset
 
-    def algorithm_config(self) -> AlgorithmConfig:
-        """The preset's numbers with `algorithm_fields` put in.
+    def running_algorithm(self) -> AlgorithmConfig:
+        """The algorithm as it runs: with a vLLM engine importance weights are truncated at 2 unless a cap is given (0: never)."""
+        if self.algorithm.importance_cap is None and self.engine.name != "native":
+            return replace(self.algorithm, importance_cap=_VLLM_IMPORTANCE_CAP)
+        return self.algorithm
 
-        With a vLLM engine importance weights are truncated at 2 unless a field says otherwise: another program's
-        log-probabilities are never quite the trainer's.
+    def changed_numbers(self) -> str:
+        """What differs from the algorithm's preset, as `, with alpha=0.4`; empty where nothing does."""
+        changed = differences(algorithm_preset(self.algorithm.name, self.algorithm.preset), self.algorithm)
+        return f", with {', '.join(changed)}" if changed else ""
 
-        Raises:
-          UserError: an item that is not `field=value`, an unknown field, a value of the wrong type.
-        """
-        values: dict[str, Any] = {} if self.rollout.engine == "native" else {"importance_cap": 2.0}
-        for item in self.algorithm_fields:
-            name, equals, value = item.partition("=")
-            if not equals:
-                raise UserError(f"algorithm_fields holds {item!r}; write field=value, as alpha=0.4")
-            try:
-                values[name.strip()] = yaml.safe_load(value)
-            except yaml.YAMLError:
-                raise UserError(f"algorithm_fields: {item!r} has a value that cannot be read") from None
-        given = config_from_dict(AlgorithmConfig, values, "algorithm_fields.")
-        base = algorithm_preset(self.algorithm, self.preset)
-        return dataclasses.replace(base, **{name: getattr(given, name) for name in values})
+    def unused_options(self) -> dict[str, str]:
+        """Dotted fields that change nothing under this config, or that belong in a file, each with the reason."""
+        used = {name.partition(".")[0] for name in relevant_fields(self.algorithm)}
+        preset = algorithm_preset(self.algorithm.name, self.algorithm.preset)
+        unused = {
+            f"algorithm.{name}": f"{self.algorithm.name} does not use it"
+            for name in AlgorithmConfig.__dataclass_fields__
+            if name not in used
+        }
+        for name in _STRUCTURE:
+            if getattr(self.algorithm, name) == getattr(preset, name) and name not in unused:
+                unused[f"algorithm.{name}"] = (
+                    f"it would make another algorithm of {self.algorithm.name}; set it in a config file"
+                )
+        unused |= dict.fromkeys(_FILE_ONLY, "few need it; set it in a config file")
+        unused["optimizer.ema_decay"] = "RL keeps no moving average"
+        if self.reward_preset != "rest_paper":
+            reason = "it weighs the parts of --reward.preset rest_paper"
+            unused |= {"reward.beta_accuracy": reason, "reward.beta_format": reason}
+        if self.model not in ("", NANO):
+            unused["base"] = "it makes the model of --model nano"
+        return unused | unused_engine_options(self.engine)
+
+
+# Numbers that few runs change: options in a config file only, so that `--help` stays readable.
+_FILE_ONLY = ("algorithm.scale", "algorithm.zeta", "optimizer.beta1", "optimizer.epsilon")
+# What an algorithm is, rather than a number of it.
+_STRUCTURE = (
+    "advantage", "ratio", "region_weighting", "kl_cov_ratio", "kl_estimator", "overlong_buffer", "drop_overlong",
+    "region_rules",
+)  # fmt: skip

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from dcore_jax.atomic import write_text_atomic
 from dcore_jax.config import config_to_dict
 from dcore_jax.errors import UserError
 from dcore_jax.metrics import MetricLog
+from dcore_jax.progress import Progress, log
+from dcore_jax.rl.batch import Scored
 from dcore_jax.rl.config import RLConfig
 from dcore_jax.rl.learner import Learner
-from dcore_jax.rl.rollouts import StepRollouts
-from dcore_jax.rl.watch import (
-    Scored,
+from dcore_jax.rl.metrics import (
     StepLog,
     TokenEntropy,
     evaluation_row,
@@ -25,7 +25,8 @@ from dcore_jax.rl.watch import (
     token_metrics,
     update_metrics,
 )
-from dcore_jax.run_folder import last_checkpoint
+from dcore_jax.rl.rollouts import StepRollouts
+from dcore_jax.training.run_folder import last_checkpoint
 
 
 class Clock:
@@ -43,31 +44,31 @@ class Clock:
 class Journal:
     """Writes steps down, and stops at what is not finite."""
 
-    def __init__(self, config: RLConfig, run: Learner, tokenizer: Any, start: int):
+    def __init__(self, config: RLConfig, learner: Learner, tokenizer: Any, start: int):
         output = Path(config.output)
-        self._config, self._run, self._tokenizer, self._output = config, run, tokenizer, output
+        self._config, self._learner, self._tokenizer, self._output = config, learner, tokenizer, output
         self._metrics = MetricLog(output, config.trackers, start, config_to_dict(config))
         self._rollouts = StepLog(output / "rollouts.jsonl", start)
         self._evaluations = StepLog(output / "evaluation.jsonl", start)
-        self._tokens = TokenEntropy(run.model_config.vocab_size)
+        self._tokens = TokenEntropy(learner.setup.model_config.vocab_size)
         self.first: float | None = None
         self.last: float | None = None
 
-    def sampled(self, step: int, rollouts: StepRollouts, scored: Scored) -> None:
+    def log_rollouts(self, step: int, rollouts: StepRollouts, scored: Scored) -> None:
         """After the rollouts, before the update: a run killed between the two has them on disk."""
         self._rollouts.write(rollout_rows(step, rollouts, scored))
         mask = np.asarray(scored.padded.sequences.mask)
         ids = [i for group in rollouts.groups for rollout in group for i in rollout.sample.ids]
         self._tokens.add(np.array(ids, np.int64), scored.old_entropy[mask])
 
-    def trained(
+    def log_step(
         self,
         step: int,
         rollouts: StepRollouts,
         scored: Scored,
         updates: Sequence[Any],
         clock: Clock,
-        bar: tqdm,
+        bar: Progress,
     ) -> None:
         generated = int(scored.padded.sequences.mask.sum())
         row = {
@@ -75,7 +76,7 @@ class Journal:
             **rollout_metrics(rollouts, self._config.reward.call_format),
             **token_metrics(scored),
             **update_metrics(updates),
-            "learning_rate": float(self._run.schedule(step * self._config.updates - 1)),
+            "learning_rate": float(self._learner.setup.schedule(step * self._config.updates - 1)),
             "generated_tokens": generated,
             "generated_tokens_per_second": generated / max(clock.seconds["rollout"], 1e-9),
             "seconds": sum(clock.seconds.values()),
@@ -97,19 +98,20 @@ class Journal:
             "flat": f"{row['zero_variance_groups']:.0%}",
             "entropy": f"{row['entropy']:.3f}",
         }
-        bar.set_postfix(shown, refresh=False)
+        bar.set_postfix(shown)
         bar.update()
 
-    def evaluated(self, step: int, answers: Sequence[Any]) -> None:
+    def log_evaluation(self, step: int, answers: Sequence[Any]) -> None:
         row = evaluation_row(step, answers)
         self._evaluations.write([row])
-        tqdm.write(
+        log(
             f"greedy, after step {step}: reward {row['reward']:.3f}, correct {row['correct']:.1%} of {row['prompts']}"
         )
 
-    def tokens_to(self, path: Path) -> None:
-        path.write_text(json.dumps(self._tokens.extremes(self._tokenizer), indent=1) + "\n")
+    def write_token_entropy(self, path: Path) -> None:
+        """The most and least certain tokens of this start of the run."""
+        write_text_atomic(path, json.dumps(self._tokens.extremes(self._tokenizer), indent=1) + "\n")
 
     def close(self) -> None:
-        for log in (self._metrics, self._rollouts, self._evaluations):
-            log.close()
+        for file in (self._metrics, self._rollouts, self._evaluations):
+            file.close()

@@ -1,5 +1,6 @@
-"""What learns: the compiled functions of a step, where everything lies on the mesh, and the reference model."""
+"""What learns: the compiled functions of a step on the mesh, and the reference model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,26 +9,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from dcore_jax.advantages import drop_overlong, region_entropy
 from dcore_jax.algorithms import policy_batch
-from dcore_jax.checkpoint import abstract
 from dcore_jax.mesh import sharding
-from dcore_jax.models import Compute, abstract_decoder, read_model_config
 from dcore_jax.regions import TokenBytes, response_regions
-from dcore_jax.rl.batch import pad_samples
+from dcore_jax.rl.batch import Scored, pad_samples
 from dcore_jax.rl.config import RLConfig
 from dcore_jax.rl.rollouts import StepRollouts
 from dcore_jax.rl.step import Minibatch, make_update, response_logprobs
-from dcore_jax.rl.watch import Scored
-from dcore_jax.sft.step import TrainState, learning_rate_schedule, make_optimizer
-from dcore_jax.weights import load_decoder, shardings
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+from dcore_jax.training import TrainSetup, TrainState
+from dcore_jax.training.compilation import Program
 
 
 @dataclass(frozen=True)
@@ -38,62 +32,58 @@ class Cursor:
     region_entropy: tuple[float, ...] | None = None  # ResT's, of the first step
 
     def to_json(self) -> dict[str, Any]:
+        """For a checkpoint."""
         return {"draw": self.draw, "region_entropy": self.region_entropy and list(self.region_entropy)}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Cursor":
+        """The inverse of `to_json`; other fields are passed over."""
+        start = fields["region_entropy"]
+        return cls(int(fields["draw"]), start and tuple(start))
 
 
 class Learner:
-    """The policy's side of a run. It holds no state that changes but the reference model, which is made once."""
+    """The policy's side of a run. It holds no state that changes but the reference model, which is made once.
+
+    Args:
+      folder: Hugging Face folder of the policy before training, which is the reference model too.
+      prompts: how many there are to train on.
+    """
 
     def __init__(self, config: RLConfig, mesh: Mesh, folder: Path, prompts: int):
-        settings = config.compute
-        self.config, self.mesh, self.folder = config, mesh, folder
-        self.algorithm = config.algorithm_config()
-        self.total = config.steps or -(
-            -config.epochs * prompts // config.prompts
-        )  # the last one runs into the next epoch
-        self.compute = Compute(
-            dtype=DTYPES[settings.dtype],
-            param_dtype=DTYPES[settings.param_dtype],
-            attention=settings.attention,
-            remat=settings.remat,
+        self.config = config
+        self.algorithm = config.running_algorithm()
+        # The last step of an epoch runs into the next one.
+        self.total = config.steps or -(-config.epochs * prompts // config.prompts)
+        self.setup = TrainSetup(
+            folder,
+            mesh,
+            compute=config.compute,
+            optimizer=config.optimizer,
+            updates=self.total * config.updates,
+            seed=config.seed,
         )
-        self.model_config = read_model_config(folder)
-        self.graph, shapes = nnx.split(abstract_decoder(self.model_config, self.compute))
-        self.schedule = learning_rate_schedule(config.optimizer, self.total * config.updates)
-        self.optimizer = make_optimizer(config.optimizer, self.schedule)
-        everywhere: Any = NamedSharding(mesh, P())
-        params = shardings(self.model_config, mesh)
-        state = jax.eval_shape(self.new_state, shapes)
-        moments = optax.tree.map_params(
-            self.optimizer, lambda _, s: s, state.optimizer, params, transform_non_params=lambda _: everywhere
-        )
-        self.where = TrainState(params, moments, None, everywhere, everywhere)
-        self.abstract = abstract(state, self.where)
-        temperature = config.rollout.temperature
+        graph, temperature = self.setup.graph, config.rollout.temperature
         update = make_update(
-            self.graph,
-            self.optimizer,
+            graph,
+            self.setup.optimizer,
             self.algorithm,
             max_response=config.rollout.max_response,
             temperature=temperature,
         )
-        self._update = jax.jit(update, donate_argnums=0, out_shardings=(self.where, everywhere))
-        self._logprobs = jax.jit(partial(response_logprobs, self.graph, temperature=temperature))
+        self._update = self.setup.compile_step(update, "the update")
+        self._logprobs = Program(
+            jax.jit(partial(response_logprobs, graph, temperature=temperature)), "log-probabilities"
+        )
         self._policy_batch = jax.jit(partial(policy_batch, self.algorithm))
         self._reference: Any = None
-
-    def new_state(self, params: Any) -> TrainState:
-        rng = jax.random.PRNGKey(self.config.seed)
-        return TrainState(params, self.optimizer.init(params), None, jnp.zeros((), jnp.int32), rng)
-
-    def load(self) -> nnx.State:
-        decoder = load_decoder(self.folder, compute=self.compute, mesh=self.mesh, progress=True)
-        return nnx.split(decoder)[1]
 
     def keep_reference(self, params: nnx.State | None = None) -> None:
         """The policy as it was before training, where the loss's KL needs it."""
         if self.algorithm.needs_reference:
-            reference = self.load() if params is None else jax.tree.map(jnp.copy, params)
+            reference = (
+                self.setup.load_params(progress=True) if params is None else jax.tree.map(jnp.copy, params)
+            )
             self._reference = jax.device_get(reference) if self.config.reference_on_host else reference
 
     def score(
@@ -115,7 +105,9 @@ class Learner:
         reference = None
         if algorithm.needs_reference:
             held = self._reference
-            params = jax.device_put(held, self.where.params) if config.reference_on_host else held
+            params = (
+                jax.device_put(held, self.setup.state_sharding.params) if config.reference_on_host else held
+            )
             reference, _ = self._by_chunks(params, sequences)
         ids = [rollout.sample.ids for rollout in flat]
         call_format, rules = config.reward.call_format, algorithm.region_rules
@@ -152,7 +144,7 @@ class Learner:
             share = jax.tree.map(
                 lambda x, at=first: x[at : at + rows].reshape(-1, chunk, *x.shape[1:]), whole
             )
-            state, metrics = self._update(state, self._put(share, leading=1))
+            state, metrics = self._update(state, self._to_device(share, leading=1))
             done.append(metrics)
         return state, jax.device_get(done)
 
@@ -161,13 +153,13 @@ class Learner:
         chunks = []
         for first in range(0, self.config.responses, size):
             chunk = jax.tree.map(lambda x, at=first: x[at : at + size], sequences)
-            chunks.append(self._logprobs(params, self._put(chunk)))
+            chunks.append(self._logprobs(params, self._to_device(chunk)))
         logprobs, entropy = zip(*jax.device_get(chunks))
         return np.concatenate(logprobs), np.concatenate(entropy)
 
-    def _put(self, tree: Any, leading: int = 0) -> Any:
+    def _to_device(self, tree: Any, leading: int = 0) -> Any:
         def put(x: Any) -> jax.Array:
             logical = (None,) * leading + ("batch",) + (None,) * (x.ndim - leading - 1)
-            return jax.device_put(np.asarray(x), sharding(self.mesh, logical))
+            return jax.device_put(np.asarray(x), sharding(self.setup.mesh, logical))
 
         return jax.tree.map(put, tree)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dcore_jax.advantages import soft_overlong_penalty
+from dcore_jax.advantages import soft_overlong_penalty, zero_variance_groups
 from dcore_jax.algorithms import AlgorithmConfig
 from dcore_jax.calls import calls_equal, parse_response
 from dcore_jax.engines import Engine, Request, Sample, SamplingParams, fan_out
@@ -74,8 +74,10 @@ class Sampler:
         ):
             groups = self._groups(engine, step, range(draw, draw + wanted))
             rounds, draw = rounds + 1, draw + wanted
-            for group in groups:
-                (flat if dynamic and is_flat(group) else kept).append(group)
+            for group, flat_group in zip(groups, without_variance(groups), strict=True):
+                # A group of one has nothing to be compared with and is kept.
+                drop = dynamic and flat_group and len(group) > 1
+                (flat if drop else kept).append(group)
         missing = max(0, wanted - len(kept))
         return StepRollouts(tuple(kept[:wanted] + flat[:missing]), draw, rounds, len(flat) - missing)
 
@@ -142,14 +144,16 @@ class Sampler:
         return min(1.0, (step - 1) / whole)
 
 
-def is_flat(group: Sequence[Rollout]) -> bool:
-    """Whether the scores of a group say nothing: all equal up to float32's resolution (`advantages.group_statistics`)."""
-    scores = np.array([rollout.score for rollout in group])
-    resolution = 4 * float(np.finfo(np.float32).eps) * float(np.abs(scores).max())
-    return len(group) > 1 and float(np.ptp(scores)) <= resolution
+def without_variance(groups: Sequence[Sequence[Rollout]]) -> list[bool]:
+    """For each group, whether its scores are all equal, by the rule that the advantages use (`zero_variance_groups`)."""
+    scores = np.array([rollout.score for group in groups for rollout in group], np.float32)
+    number = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    first = np.cumsum([0, *(len(group) for group in groups[:-1])])
+    return [bool(flat) for flat in np.asarray(zero_variance_groups(scores, number))[first]]
 
 
 def response_text(tokenizer: Any, sample: Sample) -> str:
     """The sampled ids as text, without the token that ended them; other special tokens stay visible to the reward."""
-    ids = sample.ids[:-1] if sample.finish_reason == "stop" else sample.ids
-    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return tokenizer.decode(
+        list(sample.content_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )

@@ -2,15 +2,15 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dcore_jax.data import Rejections
 from dcore_jax.errors import UserError
-from dcore_jax.rl.config import TOOLWORLD, RLConfig
+from dcore_jax.rl.config import RLConfig
 from dcore_jax.rl.prompts import Prompt, Question, read_questions, render_prompts, toolworld_questions
-from dcore_jax.run_folder import fingerprint
-from dcore_jax.toolworld import generate_tasks
+from dcore_jax.toolworld.spec import TOOLWORLD, ToolWorldSpec, is_spec, parse_spec
+from dcore_jax.training.run_folder import data_fingerprint
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ def training_prompts(config: RLConfig, tokenizer: Any) -> tuple[list[Prompt], Pr
         raise UserError(
             "no prompts: give --data <files>, or --data toolworld for tasks of the embedded tool world"
         )
-    files = [name for name in config.data if name != TOOLWORLD]
+    files = [name for name in config.data if not is_spec(name)]
     questions, rejected = read_questions(
         files, config.reward.call_format, strict=config.strict, reports=config.reports
     )
-    if TOOLWORLD in config.data:
-        questions += _toolworld(config, config.toolworld.tasks, "train")
+    for name in filter(is_spec, config.data):
+        questions += _toolworld(config, toolworld_spec(name, config.seed))
     prompts = render_prompts(questions, tokenizer, max_length=config.rollout.max_prompt, rejections=rejected)
     if not prompts:
         raise UserError(f"no prompt to train on: {'; '.join(rejected.lines()) or 'the files hold no rows'}")
@@ -75,7 +75,7 @@ def training_prompts(config: RLConfig, tokenizer: Any) -> tuple[list[Prompt], Pr
 
 def prompts_fingerprint(prompts: Sequence[Prompt]) -> dict[str, str]:
     """Of their token ids and references: what a run that goes on must find again."""
-    return fingerprint(
+    return data_fingerprint(
         json.dumps([prompt.ids, [(call.name, call.arguments) for call in prompt.question.reference]]).encode()
         for prompt in prompts
     )
@@ -89,7 +89,10 @@ def evaluation_prompts(config: RLConfig, tokenizer: Any) -> list[Prompt]:
     if settings.data:
         questions, rejected = read_questions(settings.data, config.reward.call_format, reports=config.reports)
     else:
-        questions = _toolworld(config, settings.prompts, "test")
+        # As the training tasks are, if there are any, but from the split that no training data may be drawn from.
+        name = next(filter(is_spec, config.data), TOOLWORLD)
+        spec = replace(toolworld_spec(name, config.seed), count=settings.prompts, split="test")
+        questions = _toolworld(config, spec)
     prompts = render_prompts(
         questions[: settings.prompts], tokenizer, max_length=config.rollout.max_prompt, rejections=rejected
     )
@@ -99,13 +102,10 @@ def evaluation_prompts(config: RLConfig, tokenizer: Any) -> list[Prompt]:
     return prompts
 
 
-def _toolworld(config: RLConfig, count: int, split: str) -> list[Question]:
-    settings = config.toolworld
-    tasks = generate_tasks(
-        count,
-        seed=config.seed,
-        split=split,
-        kinds=settings.kinds or None,
-        subtasks=(settings.fewest_subtasks, settings.most_subtasks),
-    )
-    return toolworld_questions(tasks, config.reward.call_format, reports=config.reports)
+def toolworld_spec(name: str, seed: int) -> ToolWorldSpec:
+    """The tasks of a data name such as `toolworld:512,kinds=single`; plain `toolworld` is 512 tasks of up to two calls."""
+    return parse_spec(name, defaults=ToolWorldSpec(count=512, subtasks=(1, 2), seed=seed))
+
+
+def _toolworld(config: RLConfig, spec: ToolWorldSpec) -> list[Question]:
+    return toolworld_questions(spec.tasks(), config.reward.call_format, reports=config.reports)

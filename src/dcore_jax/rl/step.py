@@ -14,7 +14,7 @@ from dcore_jax.algorithms import AlgorithmConfig, PolicyBatch, policy_batch_deno
 from dcore_jax.kernels import logprobs_and_entropy
 from dcore_jax.losses import PolicySums, add_policy_sums
 from dcore_jax.rl.batch import Sequences
-from dcore_jax.sft.step import TrainState
+from dcore_jax.training.state import TrainState, apply_gradient
 
 
 class Minibatch(NamedTuple):
@@ -92,20 +92,8 @@ def make_update(
             zero = (jnp.zeros((), jnp.float32), _no_sums(), jax.tree.map(jnp.zeros_like, state.params))
             (value, sums, gradient), _ = jax.lax.scan(accumulate, zero, minibatch)
 
-        norm = optax.global_norm(gradient).astype(jnp.float32)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-
-        def keep(new: PyTree, old: PyTree) -> PyTree:
-            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-
-        new = state._replace(
-            params=keep(params, state.params),
-            optimizer=keep(optimizer_state, state.optimizer),
-            step=state.step + 1,
-        )
-        return new, UpdateMetrics(value, norm, finite, sums)
+        applied = apply_gradient(state, value, gradient, optimizer)
+        return applied.state, UpdateMetrics(value, applied.gradient_norm, applied.finite, sums)
 
     return update
 

@@ -1,54 +1,43 @@
-"""The model that later stages start from where none is given: a nano Qwen3 that SFT has taught the tool world, made once."""
+"""The nano model that other recipes start from: an ordinary SFT run on the tool world, made when it is first needed."""
 
-import os
-import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from dcore_jax.atomic import atomic_folder
+from dcore_jax.config import find_config, read_config
 from dcore_jax.errors import UserError
-from dcore_jax.run_folder import refuse_another_config
+from dcore_jax.progress import log
 from dcore_jax.sft.config import SFTConfig
-from dcore_jax.sft.train import train, trained_decoder
+from dcore_jax.sft.train import RECIPE, train
+from dcore_jax.training import load_policy
+from dcore_jax.training.run_folder import check_config_unchanged
 from dcore_jax.weights import export_decoder
 
 
-def find_base_model(config: SFTConfig, *, output: Path) -> Path:
-    """The folder that `base_model` made; raises UserError where it is not found, and trains nothing."""
-    folder = Path(config.output or output) / "hf"
-    if not folder.exists():
-        raise UserError(f"{folder}: no such base model; start this in the folder that the run was started in")
-    return folder
-
-
-def base_model(config: SFTConfig, *, output: Path, mesh: str | None) -> Path:
-    """A Hugging Face folder with what the SFT run `config` makes: trained and exported the first time, found the next.
+def base_model(name: str, *, mesh: str | None = None, output: Path | None = None) -> Path:
+    """The Hugging Face folder of what an SFT config makes: trained and exported into its run folder once, found after that.
 
     Args:
-      output: the folder of that run where `config.output` is empty. It is continued where it was interrupted.
-      mesh: of that run where `config.mesh` is None.
+      name: of a config that travels with the package, as `base_nano`, or a YAML file.
+      mesh: of the run where the config names none.
+      output: its run folder, in place of the config's.
 
     Raises:
-      UserError: the folder holds another run; SIGTERM stopped the training.
+      UserError: no such config; its run folder holds another run; the training was stopped by a signal.
     """
-    run = Path(config.output) if config.output else output
-    config = replace(config, output=str(run), mesh=config.mesh or mesh)
+    path = find_config(name)
+    config = read_config(SFTConfig, path)
+    run = output or Path(config.output)
+    config = replace(config, mesh=config.mesh or mesh, output=str(run))
+    hint = f"remove {run}, or name another `output` in a copy of {path.name}"
+    check_config_unchanged(config, run, RECIPE, hint=hint)
     folder = run / "hf"
-    try:
-        refuse_another_config(config, run)
-        if folder.exists():
-            return folder
-        print(f"training the base model in {run} (once)")
-        stopped = train(config).preempted
-    except UserError as error:  # the flags that it speaks of are the base's
-        raise UserError(re.sub(r"--(?=[a-z])", "--base.", str(error))) from None
-    if stopped:
+    if folder.exists():
+        return folder
+    log(f"base model: training {path.stem} in {run} (once)")
+    if train(config).preempted:
         raise UserError(f"{run}: the base model's training was stopped; start the same line again to go on")
-    decoder, source = trained_decoder(run)
-    partial = run / f"hf.partial-{os.getpid()}"
-    try:
-        export_decoder(decoder, partial, source=source)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    decoder, source = load_policy(run)
+    with atomic_folder(folder) as unfinished:
+        export_decoder(decoder, unfinished, source=source)
     return folder

@@ -1,15 +1,14 @@
 """The check of a finished run: its export computes what the run does."""
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 
 from dcore_jax import load_hf
+from dcore_jax.atomic import atomic_folder
 from dcore_jax.errors import UserError
 from dcore_jax.models import Decoder
-from dcore_jax.sft.train import trained_decoder
+from dcore_jax.training import load_policy
 from dcore_jax.weights import export_decoder
 
 
@@ -23,14 +22,10 @@ def check_export(run: Path, out: Path) -> str:
     """
     if out.exists():
         raise UserError(f"{out}: exists; choose another folder or remove it yourself")
-    decoder, source = trained_decoder(run)
-    partial = out.with_name(f"{out.name}.unchecked-{os.getpid()}")
-    try:
-        export_decoder(decoder, partial, source=source)
-        lines = _comparisons(decoder, partial)
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    decoder, source = load_policy(run)
+    with atomic_folder(out) as unchecked:
+        export_decoder(decoder, unchecked, source=source)
+        lines = _comparisons(decoder, unchecked)
     return f"exported to {out}\n" + "\n".join(lines)
 
 

@@ -1,7 +1,9 @@
 """The closing table of a run."""
 
+import resource
+
 from dcore_jax.metrics import read_metrics
-from dcore_jax.sft.train import SFTResult, peak_host_memory
+from dcore_jax.sft.train import SFTResult
 
 
 def summary(result: SFTResult) -> str:
@@ -23,12 +25,17 @@ def summary(result: SFTResult) -> str:
         ),
         ("packing fill", f"{sum(row['packing_fill'] for row in rows) / len(rows):.1%}"),
         ("time", f"{sum(row['seconds'] for row in rows):,.0f} s in steps"),
-        ("host memory", f"{peak_host_memory() / 1e9:.2f} GB at its peak"),
+        ("host memory", f"{peak_host_memory() / 1e9:.2f} GB peak"),
         ("checkpoint", str(result.output / "checkpoints" / str(result.step))),
         ("curve", str(result.output / "loss.png")),
-        ("export", f"python scripts/export_hf.py --run {result.output} --output hf/"),
+        ("export", f"dcore export --run {result.output} --output hf/"),
     ]
     if any("mfu" in row for row in rows):
         lines.insert(3, ("MFU", f"{median('mfu'):.1%}"))
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def peak_host_memory() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dcore_jax.kernels import cross_entropy
-from dcore_jax.sft.config import OptimizerConfig
+from dcore_jax.training.state import TrainState, apply_gradient
 
 
 class Batch(NamedTuple):
@@ -24,17 +24,7 @@ class Batch(NamedTuple):
     positions: Int[Array, "micro rows length"]
     segment_ids: Int[Array, "micro rows length"]
     loss_mask: Bool[Array, "micro rows length"]
-    count_mask: Bool[Array, "micro rows length"]
-
-
-class TrainState(NamedTuple):
-    """What a run carries from step to step, and what a checkpoint holds."""
-
-    params: PyTree
-    optimizer: PyTree
-    ema: PyTree | None
-    step: Int[Array, ""]
-    rng: Array  # key of recipes that draw; SFT itself draws nothing
+    denominator_mask: Bool[Array, "micro rows length"]
 
 
 class StepMetrics(NamedTuple):
@@ -69,35 +59,6 @@ def loss_sum(graph: nnx.GraphDef, params: PyTree, micro: Batch) -> Float[Array, 
     )
 
 
-def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0, then the schedule down to 0 at `total_steps`. The first step already has a rate above 0."""
-    warm = min(round(config.warmup * total_steps), total_steps - 1)
-    peak, rest = config.learning_rate, max(total_steps - warm, 1)
-    after = {
-        "cosine": optax.cosine_decay_schedule(peak, rest),
-        "linear": optax.linear_schedule(peak, 0.0, rest),
-        "constant": optax.constant_schedule(peak),
-    }[config.schedule]
-    if warm == 0:
-        return after
-    rise = optax.linear_schedule(peak / warm, peak, max(warm - 1, 1))
-    return optax.join_schedules([rise, after], [warm])
-
-
-def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """AdamW behind a clip of the global gradient norm."""
-
-    def decayed(params: PyTree) -> PyTree:
-        flat = nnx.to_flat_state(params)
-        matrices = {"kernel", "embedding", "head"}
-        return nnx.State.from_flat_path({path: leaf.replace(path[-1] in matrices) for path, leaf in flat})
-
-    adamw = optax.adamw(
-        schedule, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=decayed
-    )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
-
-
 def make_train_step(
     graph: nnx.GraphDef, optimizer: optax.GradientTransformation, *, ema_decay: float = 0.0
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
@@ -108,7 +69,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         # Known before the forward pass, so that every microbatch is already divided by the whole batch's count.
-        denominator = jnp.maximum(predicted(batch, batch.count_mask).sum(), 1).astype(jnp.float32)
+        denominator = jnp.maximum(predicted(batch, batch.denominator_mask).sum(), 1).astype(jnp.float32)
 
         def mean_loss(params: PyTree, micro: Batch) -> Float[Array, ""]:
             return loss_sum(graph, params, micro) / denominator
@@ -123,34 +84,16 @@ def make_train_step(
             zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, state.params))
             (loss, gradient), _ = jax.lax.scan(accumulate, zero, batch)
 
-        norm = optax.global_norm(gradient).astype(jnp.float32)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema is not None:
-            ema = optax.incremental_update(params, ema, 1.0 - ema_decay)
-
-        def keep(new: PyTree, old: PyTree) -> PyTree:
-            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-
-        rng = jax.random.fold_in(state.rng, 0)
-        new = TrainState(
-            params=keep(params, state.params),
-            optimizer=keep(optimizer_state, state.optimizer),
-            ema=None if ema is None else keep(ema, state.ema),
-            step=state.step + 1,
-            rng=rng,
-        )
+        applied = apply_gradient(state, loss, gradient, optimizer, ema_decay=ema_decay)
         held = batch.segment_ids > 0
         metrics = StepMetrics(
             loss=loss,
-            gradient_norm=norm,
+            gradient_norm=applied.gradient_norm,
             tokens=held.sum().astype(jnp.float32),
             loss_tokens=predicted(batch, batch.loss_mask).sum().astype(jnp.float32),
             attended=jnp.where(held, batch.positions + 1, 0).astype(jnp.float32).sum(),
-            finite=finite,
+            finite=applied.finite,
         )
-        return new, metrics
+        return applied.state, metrics
 
     return train_step

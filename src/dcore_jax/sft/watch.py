@@ -6,39 +6,30 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
-from tqdm import tqdm
 
 from dcore_jax.data.packing import PackedBatch, packing_fill
 from dcore_jax.errors import UserError
 from dcore_jax.metrics import MetricLog, peak_flops, training_flops
-from dcore_jax.models import ModelConfig
-from dcore_jax.run_folder import last_checkpoint
+from dcore_jax.progress import Progress
 from dcore_jax.sft.config import SFTConfig
 from dcore_jax.sft.step import StepMetrics
+from dcore_jax.training import TrainSetup
+from dcore_jax.training.run_folder import last_checkpoint
 
 
 class Watch:
     """Writes steps down: metrics, progress bar, and the stop at a loss that is not finite."""
 
-    def __init__(
-        self,
-        config: SFTConfig,
-        model: ModelConfig,
-        schedule: optax.Schedule,
-        devices: int,
-        log: MetricLog | None,
-        output: Path,
-    ):
-        self._model, self._schedule, self._log, self._output = model, schedule, log, output
+    def __init__(self, config: SFTConfig, setup: TrainSetup, log: MetricLog | None, output: Path):
+        self._model, self._schedule, self._log, self._output = setup.model_config, setup.schedule, log, output
         device = jax.devices()[0]
         per_device = config.peak_tflops * 1e12 if config.peak_tflops else peak_flops(device.device_kind)
-        self._peak = per_device * devices if per_device else None
+        self._peak = per_device * setup.mesh.size if per_device else None
         self._before = time.perf_counter()
         self.first: float | None = None
         self.last: float | None = None
 
-    def record(self, step: int, metrics: StepMetrics, packed: PackedBatch, bar: tqdm) -> None:
+    def record(self, step: int, metrics: StepMetrics, packed: PackedBatch, bar: Progress) -> None:
         values = jax.device_get(metrics)
         now = time.perf_counter()
         seconds, self._before = now - self._before, now
@@ -71,7 +62,7 @@ class Watch:
         }
         if "mfu" in row:
             shown["MFU"] = f"{row['mfu']:.1%}"
-        bar.set_postfix({**shown, "fill": f"{row['packing_fill']:.0%}"}, refresh=False)
+        bar.set_postfix({**shown, "fill": f"{row['packing_fill']:.0%}"})
         bar.update()
 
     def _stop(self, step: int, row: dict[str, Any], packed: PackedBatch) -> None:

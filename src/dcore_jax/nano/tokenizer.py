@@ -1,14 +1,12 @@
-"""The tokenizer and the configuration of a Qwen3 small enough to train on a laptop.
+"""The tokenizer of the nano model: a byte-level BPE trained on the spot on the tool world's own text.
 
-The tokenizer is a byte-level BPE trained on the spot on this world's own text: its wording costs few
-tokens, and each of its values (a letter and a digit) is one, wherever it stands, so that copying a value is
-copying a token: what a model of two or three layers learns in minutes.
+The world's wording costs few tokens, and each of its values (a letter and a digit) is one token wherever it stands, so that
+copying a value is copying a token: what a model of two or three layers learns in minutes.
 """
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -30,7 +28,7 @@ _BYTES = 256
 # other letter or digit, is a piece of its own.
 _PIECES = r"[\p{L}_]{2,} ?|[a-x]\p{N}(?!\p{N})|\p{L}|\p{N}|[^\s\p{L}\p{N}]+ ?|[\r\n]+|[^\S\r\n]+"
 
-_TEMPLATE = Path(__file__).with_name("nano_chat_template.jinja")
+_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 # How the method writes a decomposition, so that these words are in the vocabulary too.
 _DECOMPOSITION = '[{{"step": {0}, "description": "{1}", "index": [{0}]}}]'
 
@@ -56,51 +54,6 @@ def build_tokenizer(out_dir: str | os.PathLike[str], *, vocab_size: int = 768) -
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     fast.save_pretrained(str(out_dir))
     return fast
-
-
-def nano_config(tokenizer: PreTrainedTokenizerFast, *, hidden: int = 128, layers: int = 2) -> dict[str, Any]:
-    """The `config.json` of a Qwen3 of that size: 0.48 M parameters by default, embeddings tied.
-
-    The vocabulary is the tokenizer's, rounded up to a multiple of 64. Raises UserError unless `hidden` is a
-    multiple of 64 (heads of 32, in pairs that share a key and value head).
-    """
-    fields = nano_fields(-(-len(tokenizer) // 64) * 64, hidden=hidden, layers=layers)
-    ends = {"eos_token_id": END, "pad_token_id": PAD}
-    return fields | {name: tokenizer.convert_tokens_to_ids(token) for name, token in ends.items()}
-
-
-def nano_fields(vocab_size: int, *, hidden: int, layers: int) -> dict[str, Any]:
-    """The part of `nano_config` that needs no tokenizer."""
-    head_dim = 32
-    if hidden <= 0 or hidden % (2 * head_dim) or layers < 1:
-        raise UserError(
-            f"hidden={hidden}, layers={layers}: hidden must be a multiple of 64 and layers at least 1"
-        )
-    return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "vocab_size": vocab_size,
-        "hidden_size": hidden,
-        "intermediate_size": 3 * hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": hidden // head_dim,
-        "num_key_value_heads": hidden // head_dim // 2,
-        "head_dim": head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-6,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "tie_word_embeddings": True,
-        "rope_theta": 1_000_000.0,
-        "max_position_embeddings": 2048,
-        "sliding_window": None,
-        "use_sliding_window": False,
-        # 1 / sqrt(hidden) rather than the 0.02 of wide models, from which a narrow one was slow to learn to copy.
-        "initializer_range": hidden**-0.5,
-        "use_cache": True,
-        "torch_dtype": "float32",
-        "bos_token_id": None,
-    }
 
 
 def _empty_tokenizer() -> Tokenizer:

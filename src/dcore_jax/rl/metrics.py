@@ -1,34 +1,23 @@
 """What a step says of itself: the row of metrics.jsonl, the rows of rollouts.jsonl, entropies by token."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from dcore_jax.advantages import region_entropy
-from dcore_jax.algorithms import PolicyBatch
+from dcore_jax.atomic import atomic_path
 from dcore_jax.calls import parse_response
 from dcore_jax.losses import PolicySums, add_policy_sums, engine_gap, policy_metrics
 from dcore_jax.metrics import read_metrics
 from dcore_jax.regions import Region
 from dcore_jax.rewards import count_reflections
-from dcore_jax.rl.batch import Padded
-from dcore_jax.rl.rollouts import Rollout, StepRollouts
+from dcore_jax.rl.batch import Scored
+from dcore_jax.rl.rollouts import Rollout, StepRollouts, without_variance
 from dcore_jax.rl.step import UpdateMetrics
-
-
-class Scored(NamedTuple):
-    """A step's samples with all that the trainer has computed of them; host arrays, `[responses, tokens]` but for `padded`."""
-
-    padded: Padded
-    regions: Int[np.ndarray, "responses tokens"]
-    old_logprobs: Float[np.ndarray, "responses tokens"]
-    old_entropy: Float[np.ndarray, "responses tokens"]
-    policy: PolicyBatch
 
 
 def rollout_metrics(rollouts: StepRollouts, call_format: str) -> dict[str, Any]:
@@ -46,7 +35,7 @@ def rollout_metrics(rollouts: StepRollouts, call_format: str) -> dict[str, Any]:
         **({"overlong_penalty": _mean(r.penalty for r in every)} if any(r.penalty for r in every) else {}),
         "correct": _mean(r.correct for r in every),
         **_by_category("reward", every, lambda r: r.reward.total),
-        "zero_variance_groups": _mean(s < 1e-6 for s in spread),
+        "zero_variance_groups": _mean(without_variance(rollouts.groups)),
         "group_reward_std": [round(s, 6) for s in spread],
         "sampling_rounds": rollouts.rounds,
         "flat_groups_dropped": rollouts.flat_dropped,
@@ -144,12 +133,10 @@ class StepLog:
 
     def __init__(self, path: Path, last_step: int):
         if path.exists():
-            partial = path.with_suffix(".partial")
-            with partial.open("w") as out:
+            with atomic_path(path) as kept, kept.open("w") as out:
                 for row in read_metrics(path):
                     if row["step"] <= last_step:
                         out.write(json.dumps(row) + "\n")
-            os.replace(partial, path)
         self._file = path.open("a")
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:

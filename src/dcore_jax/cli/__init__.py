@@ -1,0 +1,69 @@
+"""The `dcore` command: one word for each recipe, and what helps to run them. `scripts/*.py` are the same doors."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from dcore_jax.errors import UserError
+
+# Command -> its line in `dcore --help`; each is a module of this package with `run(arguments)`.
+COMMANDS = {
+    "sft": "packed supervised fine-tuning on a mesh",
+    "rl": "DA-GRPO and its relatives on tool rewards",
+    "distill": "self-distillation: seeds to a verified SFT corpus",
+    "export": "a run's checkpoint as a Hugging Face folder",
+    "demo": "the whole method at nano size, on any machine",
+    "configs": "list the configs that travel with the package, or print one",
+    "doctor": "what this machine can do, and what to install for the rest",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs `dcore <command> <options>`; a UserError becomes `error: <one line>` on stderr and exit status 1."""
+    run_command(lambda: _dispatch(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Runs `command`; a UserError is one line and exit status 1, Ctrl-C one line and 130, all else keeps its traceback."""
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(
+            "error: interrupted; start the same line again to go on from the last checkpoint", file=sys.stderr
+        )
+        sys.exit(130)
+    except BrokenPipeError:  # `dcore configs | head`
+        sys.stderr.close()
+        sys.exit(141)
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return
+    if arguments[0] == "--version":
+        from dcore_jax import __version__
+
+        print(f"dcore_jax {__version__}")
+        return
+    command, *rest = arguments
+    if command not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
+        raise UserError(f"dcore has no command {command!r}; {hint}")
+    importlib.import_module(f"dcore_jax.cli.{command}").run(rest)
+
+
+def _overview() -> str:
+    lines = ["usage: dcore COMMAND [options]        dcore COMMAND --help", ""]
+    lines += [f"  {name:<9}{text}" for name, text in COMMANDS.items()]
+    lines += [
+        "",
+        "Without a model, sft, rl and distill run the embedded nano Qwen3 in the tool world, on a CPU.",
+    ]
+    return "\n".join(lines)
