@@ -1,10 +1,11 @@
-"""A STUB of a vLLM server for the client's tests: no model, answers computed from the request, faults on demand.
+"""A STUB of a vLLM server for the client's tests: no model, responses computed from the request, faults on demand.
 
     python stub_vllm_server.py --port PORT [--delay SECONDS] [--length TOKENS]
 
-What it says is a function of (prompt, seed, weights), so that a test can tell which weights answered. POST /stub/fault sets one
-of: none, status (HTTP 500), garbage (no JSON), nonsense (JSON that is no answer), hang, small (refuses long requests), crash,
-forget (base weights, as after a start by someone else). GET /stub/seen tells every generate request that began and finished.
+A response is a function of (prompt, seed, weights), so that a test can tell which weights it came from. POST /stub/fault sets one
+of: none, status (HTTP 500), garbage (not JSON), nonsense (JSON that is not a response), hang, small (refuses long requests),
+crash, forget (base weights, as after a restart by someone else). GET /stub/seen lists the generate
+requests that began and finished.
 """
 
 import argparse
@@ -20,7 +21,7 @@ VOCAB = 131
 
 
 def stub_tokens(prompt, seed, weights, count, stops):
-    """The ids and log-probabilities of an answer: pure, so that tests can compute them again."""
+    """Ids and log-probabilities of a response: a pure function, so that tests can compute them again."""
     ids, logprobs = [], []
     for i in range(count):
         digest = hashlib.sha256(json.dumps([list(prompt), seed, weights, i]).encode()).digest()
@@ -42,10 +43,10 @@ class StubServer:
         body = await request.json()
         if request.headers.get("Authorization", "") != f"Bearer {os.environ.get('VLLM_API_KEY', '')}":
             return web.json_response({"error": {"message": "Unauthorized"}}, status=401)
-        prompt, wish = body["token_ids"], body["sampling_params"]
-        if wish.get("prompt_logprobs") is not None:
+        prompt, params = body["token_ids"], body["sampling_params"]
+        if params.get("prompt_logprobs") is not None:
             return web.json_response(self.answer_canary(prompt))
-        self.began.append([prompt, wish["seed"]])
+        self.began.append([prompt, params["seed"]])
         name = self.name
         self.busy += 1
         self.busiest = max(self.busy, self.busiest)
@@ -69,11 +70,13 @@ class StubServer:
             message = "maximum context length is 8 tokens"
             return web.json_response({"error": {"message": message}}, status=400)
         if self.arguments.canned:
-            return web.Response(body=self.canned_answer(wish["max_tokens"]), content_type="application/json")
+            return web.Response(
+                body=self.canned_answer(params["max_tokens"]), content_type="application/json"
+            )
         ids, logprobs, reason = stub_tokens(
-            prompt, wish["seed"], name, wish["max_tokens"], wish["stop_token_ids"]
+            prompt, params["seed"], name, params["max_tokens"], params["stop_token_ids"]
         )
-        self.finished.append([prompt, wish["seed"]])
+        self.finished.append([prompt, params["seed"]])
         spans = [{"version": name, "start": 0, "end": len(ids)}]
         content = [{"token_id": i, "logprob": p} for i, p in zip(ids, logprobs)]
         choice = {
@@ -98,7 +101,7 @@ class StubServer:
         return self.canned
 
     def answer_canary(self, prompt):
-        """What the test put beside the pushed weights as stub_canary.json: the log-probabilities that this server is to have."""
+        """The canary's log-probabilities that the test wrote beside the pushed weights, as stub_canary.json."""
         path = Path(self.folder).parent / "stub_canary.json"
         given = {"prompt": [-1.0] * 63, "sampled": [-2.0] * VOCAB}
         if path.exists():

@@ -22,13 +22,13 @@ from dcore_jax.metrics import read_metrics
 from dcore_jax.nano import NanoConfig, embedded_model
 from dcore_jax.rewards import Reward
 from dcore_jax.rl import EvaluationConfig, RewardConfig, RLConfig, RolloutConfig, rollouts, summary, train
+from dcore_jax.rl import run as rl_run
 from dcore_jax.rl.learner import Learner
 from dcore_jax.rl.sources import evaluation_prompts, training_prompts
 from dcore_jax.sft import SFTConfig
 from dcore_jax.training import CheckpointConfig, ComputeConfig, OptimizerConfig, load_policy
 from dcore_jax.training.run_folder import RunRecord, record_run
 
-rl_train = sys.modules["dcore_jax.rl.train"]  # `rl.train` is its function
 STEPS = 4
 LEARNING_RATE = 3e-3
 
@@ -392,7 +392,7 @@ def test_a_run_goes_on_with_the_prompts_it_started_with_and_with_no_others(unint
         prompts, report = training_prompts(*given)
         return [prompts[1], prompts[0], *prompts[2:]], report
 
-    monkeypatch.setattr(rl_train, "training_prompts", others)
+    monkeypatch.setattr(rl_run, "training_prompts", others)
     with pytest.raises(UserError, match="the data are not those the run started with; restore them or give"):
         train(config)
 
@@ -401,7 +401,7 @@ def test_a_run_whose_engine_or_tracker_did_not_start_leaves_the_folder_free(mode
     def fails(*_, **__):
         raise UserError("no server")
 
-    monkeypatch.setattr(rl_train, "open_engine", fails)
+    monkeypatch.setattr(rl_run, "open_engine", fails)
     monkeypatch.setitem(sys.modules, "wandb", None)
     for trackers, message in (((), "no server"), (("wandb",), "tracker wandb needs the package")):
         with pytest.raises(UserError, match=message):
@@ -430,8 +430,8 @@ def test_the_mesh_and_the_lengths_are_held_against_the_model_before_any_work(mod
     def too_early(*_, **__):
         raise AssertionError("read or trained first")
 
-    monkeypatch.setattr(rl_train, "training_prompts", too_early)
-    monkeypatch.setattr(rl_train, "base_model", too_early)
+    monkeypatch.setattr(rl_run, "training_prompts", too_early)
+    monkeypatch.setattr(rl_run, "base_model", too_early)
     with pytest.raises(UserError, match="does not divide"):
         train(config_for(model, tmp_path, mesh="tensor=4"))
     long = RolloutConfig(group=4, max_prompt=2000, max_response=100)

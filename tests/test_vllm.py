@@ -91,7 +91,7 @@ def over_http(own_server, model, tmp_path_factory):
         model.config,
         max_length=LENGTH,
         folder=tmp_path_factory.mktemp("weights"),
-        limits=Limits(probe_every=1.0, probe_timeout=2.0),
+        limits=Limits(probe_interval=1.0, probe_timeout=2.0),
     )
     yield engine
     engine.close()
@@ -156,7 +156,7 @@ def test_greedy_tokens_equal_transformers_and_the_native_engine(over_http, model
 
 @pytest.mark.parametrize("sync", ["transfer", "disk"])
 def test_after_an_update_without_restart_sampled_logprobs_are_the_trainers(sync, over_http, model, capsys):
-    over_http._pusher._how = sync
+    over_http._sync._method = sync
     for version, weights in ((1, changed(model)), (2, model)):
         over_http.update_weights(weights, version)
         for temperature in (1.0, 0.6):
@@ -203,7 +203,7 @@ def test_two_swapped_layers_in_the_map_are_caught_by_the_canary(over_http, model
             UserError, match=r"after weight update 7 the canary's log-probabilities are .* nats off"
         ):
             over_http.update_weights(model, 7)
-    over_http.update_weights(model, 8)  # the right map mends it
+    over_http.update_weights(model, 8)  # the right map repairs it
     assert gaps(model, over_http.generate(requests(GREEDY))).max() < 1e-3
 
 
@@ -218,10 +218,10 @@ def test_five_rl_steps_push_five_versions_and_each_canary_agrees(
 
     checked = []
 
-    def noted(seen, reference, before, **where):
-        gap = sync_check(seen, reference, before, **where)
-        moved = 0.0 if before is None else float(np.abs(before.prompt - reference.prompt).mean())
-        checked.append((where["version"], gap, moved))
+    def noted(logprobs, reference, previous, **settings):
+        gap = sync_check(logprobs, reference, previous, **settings)
+        moved = 0.0 if previous is None else float(np.abs(previous.prompt - reference.prompt).mean())
+        checked.append((settings["version"], gap, moved))
         return gap
 
     sync_check = sync.check_canary
@@ -280,7 +280,7 @@ def test_a_server_that_is_killed_or_hangs_in_mid_batch_comes_back_with_the_curre
     done = []
     while len(done) < 5:
         done += over_http.poll()
-    os.killpg(own_server.group, number)
+    os.killpg(own_server.process_group, number)
     while over_http.in_flight:
         done += over_http.poll()
     assert own_server.starts == starts + 1

@@ -10,6 +10,8 @@ import time
 import urllib.request
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import jax
 import numpy as np
@@ -22,10 +24,11 @@ from dcore_jax import UserError, load_hf
 from dcore_jax.config import parse_command_line
 from dcore_jax.engines import Engine, Request, SamplingParams, fan_out, open_engine
 from dcore_jax.engines.vllm import engine as engine_module
-from dcore_jax.engines.vllm.answers import BadAnswer, Question
-from dcore_jax.engines.vllm.canary import Canary, Reference, Seen, check_canary, reference_function
+from dcore_jax.engines.vllm.canary import Canary, EngineLogprobs, Reference, check_canary, reference_function
 from dcore_jax.engines.vllm.engine import ServerEngine
+from dcore_jax.engines.vllm.in_process import DEFAULT_MEMORY_FRACTION, InProcessEngine
 from dcore_jax.engines.vllm.pool import Limits
+from dcore_jax.engines.vllm.protocol import InvalidResponse, PreparedRequest
 from dcore_jax.engines.vllm.server import OwnServer, ServerPlan
 from dcore_jax.engines.vllm.sync import check_coverage, expected_tensors
 from dcore_jax.models import read_model_config
@@ -35,7 +38,7 @@ from stub_vllm_server import VOCAB, stub_tokens
 
 STUB = Path(__file__).with_name("stub_vllm_server.py")
 EOS = (7,)
-FAST = Limits(backoff=0.01, longest_backoff=0.05, probe_every=0.2, probe_timeout=0.4, patience=30.0)
+FAST = Limits(backoff=0.01, max_backoff=0.05, probe_interval=0.2, probe_timeout=0.4, recovery_timeout=30.0)
 
 
 class StubPlan(ServerPlan):
@@ -75,7 +78,13 @@ def own(folder, number=0, *arguments, **plan):
 
 
 def engine_of(servers, model, folder, **settings):
-    given = {"max_length": 128, "eos_token_ids": EOS, "folder": folder, "limits": FAST, "startup": 30.0}
+    given = {
+        "max_length": 128,
+        "eos_token_ids": EOS,
+        "folder": folder,
+        "limits": FAST,
+        "startup_timeout": 30.0,
+    }
     return ServerEngine(servers, model.config, **{**given, **settings})
 
 
@@ -114,8 +123,8 @@ def requests(count, tokens=6, seed=0):
 
 
 def expected(request, weights, limit=None):
-    wish = request.sampling
-    return stub_tokens(request.prompt_ids, wish.seed, weights, limit or wish.max_tokens, EOS)
+    params = request.sampling
+    return stub_tokens(request.prompt_ids, params.seed, weights, limit or params.max_tokens, EOS)
 
 
 def assert_answers(samples, asked, weights, version=0):
@@ -271,11 +280,11 @@ def test_the_canary_tells_stale_weights_even_within_the_tolerance():
     old = rng.normal(-3, 1, 63).astype(np.float32)
     new = old + np.float32(5e-4)
     sampled = np.log(np.full(4, 0.25, np.float32))
-    reference, before = Reference(new, sampled), Reference(old, sampled)
+    reference, previous = Reference(new, sampled), Reference(old, sampled)
 
     def check(prompt):
-        seen = Seen(prompt.tolist(), 1, float(sampled[1]))
-        return check_canary(seen, reference, before, dtype="float32", version=4, where="x")
+        logprobs = EngineLogprobs(prompt.tolist(), 1, float(sampled[1]))
+        return check_canary(logprobs, reference, previous, dtype="float32", version=4, name="x")
 
     assert check(new + 1e-5) < 2e-5
     with pytest.raises(UserError, match="weight update 4 changed nothing"):
@@ -286,7 +295,7 @@ def test_the_canary_tells_stale_weights_even_within_the_tolerance():
 
 
 @pytest.mark.parametrize("fault", ["status", "garbage", "nonsense", "forget"])
-def test_one_bad_answer_is_asked_again_and_nothing_is_lost(fault, two, model):
+def test_one_invalid_response_is_retried_and_nothing_is_lost(fault, two, model):
     engine, servers, folder = two
     name = push(engine, model, folder, 5)
     ask(servers[0], "/stub/fault", {"fault": fault})
@@ -305,7 +314,7 @@ def test_a_server_of_ours_that_is_killed_or_hangs_in_mid_batch_is_started_again_
         [server],
         model,
         tmp_path,
-        limits=Limits(in_flight=4, backoff=0.01, probe_every=0.2, probe_timeout=0.4),
+        limits=Limits(in_flight=4, backoff=0.01, probe_interval=0.2, probe_timeout=0.4),
     )
     try:
         name = push(engine, model, tmp_path, 3)
@@ -314,7 +323,7 @@ def test_a_server_of_ours_that_is_killed_or_hangs_in_mid_batch_is_started_again_
         done = []
         while len(done) < 6:
             done += engine.poll()
-        os.killpg(server.group, number)
+        os.killpg(server.process_group, number)
         done += polled(engine)
         assert server.starts == 2
         assert Counter(s.request_id for s in done) == Counter(range(24))
@@ -338,12 +347,12 @@ def test_requests_of_a_foreign_server_that_dies_or_hangs_go_to_the_others(number
         done = []
         while len(done) < 10:
             done += engine.poll()
-        os.killpg(servers[0].group, number)
+        os.killpg(servers[0].process_group, number)
         done += polled(engine)
         assert Counter(s.request_id for s in done) == Counter(range(60))
         assert_answers(sorted(done, key=lambda s: s.request_id), asked, name, 1)
-        if number == signal.SIGSTOP:  # it comes back, and serves again once it is well
-            os.killpg(servers[0].group, signal.SIGCONT)
+        if number == signal.SIGSTOP:  # it goes on, and serves again once it has recovered
+            os.killpg(servers[0].process_group, signal.SIGCONT)
             count = len(ask(servers[0], "/stub/seen")["finished"])
             for _ in range(100):
                 again = requests(8, seed=9000)
@@ -359,26 +368,28 @@ def test_requests_of_a_foreign_server_that_dies_or_hangs_go_to_the_others(number
             server.stop()
 
 
-def test_a_request_without_an_answer_in_time_goes_to_another_server(two, model, tmp_path):
+def test_a_request_that_times_out_is_retried_on_another_server(two, model, tmp_path):
     _, servers, _ = two
     late = own(tmp_path, 0, "--fault=hang")
     late.key = servers[0].key
     late.start()
-    limits = Limits(timeout=0.5, backoff=0.01)
-    engine = engine_of([late.url, servers[0].url], model, tmp_path, key=late.key, limits=limits, startup=20.0)
+    limits = Limits(request_timeout=0.5, backoff=0.01)
+    engine = engine_of(
+        [late.url, servers[0].url], model, tmp_path, key=late.key, limits=limits, startup_timeout=20.0
+    )
     try:
         asked = requests(4)
         assert_answers(engine.generate(asked), asked, ask(servers[0], "/weight_info")["weight_version"])
-        assert engine.faults["no answer in time"] >= 1
+        assert engine.faults["no response in time"] >= 1
     finally:
         engine.close()
         late.stop()
 
 
-def test_without_any_server_for_long_enough_the_run_stops_and_names_them(model, tmp_path):
+def test_when_every_server_is_abandoned_the_run_stops_and_names_them(model, tmp_path):
     server = own(tmp_path, 0, "--delay=5")
     server.start()
-    limits = Limits(patience=0.3, backoff=0.01, longest_backoff=0.05)
+    limits = Limits(recovery_timeout=0.3, backoff=0.01, max_backoff=0.05)
     engine = engine_of([server.url], model, tmp_path, key=server.key, limits=limits)
     try:
         engine.submit(requests(3))
@@ -402,14 +413,14 @@ def test_a_server_that_always_fails_is_a_clear_stop_unless_another_one_serves(mo
     engine = engine_of([bad], model, tmp_path)
     try:
         with pytest.raises(
-            UserError, match=r"failed 8 times, last http://127.0.0.1:\d+: an answer that is no JSON"
+            UserError, match=r"failed 8 times, last http://127.0.0.1:\d+: a response that is not JSON"
         ):
             engine.generate(asked[:1])
     finally:
         engine.close()
 
 
-def test_a_server_that_dies_at_every_request_is_given_up_with_its_log(model, tmp_path):
+def test_a_server_that_dies_at_every_request_stops_the_run_with_its_log(model, tmp_path):
     engine = engine_of([own(tmp_path, 0, "--fault=crash", restarts=1)], model, tmp_path)
     try:
         with pytest.raises(UserError, match=r"the vLLM server ended 2 times.*the log is .*vllm_0.log"):
@@ -433,7 +444,7 @@ def test_a_context_that_is_too_small_is_a_clear_stop(two, model, tmp_path):
 
 
 def test_servers_that_cannot_be_used_are_named_at_the_start(two, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine_module, "_REFUSED", 0.5)
+    monkeypatch.setattr(engine_module, "_CONNECT_TIMEOUT", 0.5)
     with pytest.raises(UserError, match=r"http://127.0.0.1:9: no connection for 0 s; is it up"):
         engine_of(["http://127.0.0.1:9"], model, tmp_path)
     _, servers, _ = two
@@ -461,11 +472,37 @@ def test_a_server_of_ours_listens_on_loopback_behind_a_key_that_is_not_on_its_co
     _, servers, folder = two
     assert len({s.key for s in servers}) == 2 and all(len(s.key) >= 32 for s in servers)
     for server in servers:
-        shown = Path(f"/proc/{server.group}/cmdline").read_bytes().decode()
+        shown = Path(f"/proc/{server.process_group}/cmdline").read_bytes().decode()
         assert server.key not in shown
         assert server.log.parent == folder
     command = ServerPlan(Path("m"), folder, 64).command(1)
     assert "--host=127.0.0.1" in command and not any("trust" in part for part in command)
+
+
+def test_vllms_share_of_the_gpu_is_passed_to_a_server_and_in_process(folder, monkeypatch):
+    def flags(fraction):
+        command = ServerPlan(folder, folder, 64, memory_fraction=fraction).command(1)
+        return [part for part in command if "gpu-memory-utilization" in part]
+
+    assert flags(None) == [] and flags(0.25) == ["--gpu-memory-utilization=0.25"]
+
+    given = []
+    vllm = SimpleNamespace(LLM=lambda **arguments: given.append(arguments["gpu_memory_utilization"]))
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    with patch.dict(os.environ):  # the engine sets vLLM's variables
+        InProcessEngine(folder, max_length=64)
+        InProcessEngine(folder, max_length=64, memory_fraction=0.25)
+        InProcessEngine(folder, max_length=64, memory_fraction=1.0)
+    assert given == [DEFAULT_MEMORY_FRACTION, 0.25, 1.0]
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.01, float("nan")])
+def test_a_share_of_the_gpu_outside_0_to_1_is_refused(fraction, folder):
+    message = r"memory_fraction=\S+ is not possible; .* must be in \(0, 1\]"
+    with pytest.raises(UserError, match=message):
+        ServerPlan(folder, folder, 64, memory_fraction=fraction)
+    with pytest.raises(UserError, match=message):
+        InProcessEngine(folder, max_length=64, memory_fraction=fraction)
 
 
 def test_no_server_outlives_a_run_that_is_killed(tmp_path):
@@ -479,7 +516,7 @@ class StubPlan(ServerPlan):
         return [sys.executable, {str(STUB)!r}, f"--port={{port}}"]
 server = OwnServer(StubPlan(Path("m"), Path({str(tmp_path)!r}), 64))
 server.start()
-print(server.group, flush=True)
+print(server.process_group, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -494,51 +531,51 @@ os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("the server is still there")
 
 
-# --- answers ---
+# --- responses ---
 
-QUESTION = Question(Request((1, 2)), 3, frozenset({7}), 10)
+PREPARED = PreparedRequest(Request((1, 2)), 3, frozenset({7}), 10)
 
 
-def answer(ids, logprobs=None, reason="length", **changes):
+def response(ids, logprobs=None, reason="length", **changes):
     content = [{"logprob": p} for p in ([-1.0] * len(ids) if logprobs is None else logprobs)]
     return {
         "choices": [{"token_ids": ids, "logprobs": {"content": content}, "finish_reason": reason, **changes}]
     }
 
 
-def test_answers_that_fit_are_read_as_they_are():
-    assert QUESTION.read(answer([1, 2, 3])) == ((1, 2, 3), (-1.0,) * 3, "length")
-    assert QUESTION.read(answer([1, 7], reason="stop")) == ((1, 7), (-1.0,) * 2, "stop")
-    assert QUESTION.read(answer([1, 2, 7], reason="length"))[2] == "stop"
+def test_responses_that_fit_are_read_as_they_are():
+    assert PREPARED.parse(response([1, 2, 3])) == ((1, 2, 3), (-1.0,) * 3, "length")
+    assert PREPARED.parse(response([1, 7], reason="stop")) == ((1, 7), (-1.0,) * 2, "stop")
+    assert PREPARED.parse(response([1, 2, 7], reason="length"))[2] == "stop"
     spans = [{"version": "a", "start": 0, "end": 3}]
-    assert QUESTION.read(answer([1, 2, 3], weight_versions=spans), "a")[0] == (1, 2, 3)
+    assert PREPARED.parse(response([1, 2, 3], weight_versions=spans), "a")[0] == (1, 2, 3)
 
 
 @pytest.mark.parametrize(
     "payload",
     [
-        answer([1, 2]),  # ended by nothing
-        answer([1, 2, 3], reason="abort"),
-        answer([1, 2, 3], reason="stop"),
-        answer([7, 2, 3]),  # past its end
-        answer([1, 2, 3, 4]),
-        answer([1, 2, 10]),  # outside the vocabulary
-        answer([1, 2, -1]),
-        answer([1, 2, True]),
-        answer([1, 2, 3], logprobs=[-1.0, -1.0]),
-        answer([1, 2, 3], logprobs=[-1.0, float("nan"), -1.0]),
-        answer([1, 2, 3], logprobs=[-1.0, None, -1.0]),
-        answer([1, 2, 3], logprobs=[-1.0, 0.5, -1.0]),
-        answer([]),
+        response([1, 2]),  # ended by nothing
+        response([1, 2, 3], reason="abort"),
+        response([1, 2, 3], reason="stop"),
+        response([7, 2, 3]),  # past its end
+        response([1, 2, 3, 4]),
+        response([1, 2, 10]),  # outside the vocabulary
+        response([1, 2, -1]),
+        response([1, 2, True]),
+        response([1, 2, 3], logprobs=[-1.0, -1.0]),
+        response([1, 2, 3], logprobs=[-1.0, float("nan"), -1.0]),
+        response([1, 2, 3], logprobs=[-1.0, None, -1.0]),
+        response([1, 2, 3], logprobs=[-1.0, 0.5, -1.0]),
+        response([]),
         {"choices": []},
         {"choices": [{}]},
         [],
         None,
     ],
 )
-def test_answers_that_do_not_fit_are_bad(payload):
-    with pytest.raises(BadAnswer):
-        QUESTION.read(payload)
+def test_responses_that_do_not_fit_are_invalid(payload):
+    with pytest.raises(InvalidResponse):
+        PREPARED.parse(payload)
 
 
 @pytest.mark.parametrize(
@@ -551,9 +588,9 @@ def test_answers_that_do_not_fit_are_bad(payload):
         [{"version": "b", "start": 0, "end": 1}, {"version": "a", "start": 1, "end": 3}],
     ],
 )
-def test_an_answer_of_other_weights_or_of_two_is_bad(spans):
-    with pytest.raises(BadAnswer, match="other weights"):
-        QUESTION.read(answer([1, 2, 3], weight_versions=spans), "a")
+def test_a_response_of_other_weights_or_of_two_is_invalid(spans):
+    with pytest.raises(InvalidResponse, match="other weights"):
+        PREPARED.parse(response([1, 2, 3], weight_versions=spans), "a")
 
 
 JSON = st.recursive(
@@ -570,13 +607,13 @@ JSON = st.recursive(
 
 @given(JSON)
 @settings(max_examples=200, deadline=None)
-def test_no_answer_whatever_raises_anything_else(payload):
-    with pytest.raises(BadAnswer):
-        QUESTION.read(payload)
+def test_no_response_raises_anything_else(payload):
+    with pytest.raises(InvalidResponse):
+        PREPARED.parse(payload)
 
 
 def test_every_field_that_shapes_the_distribution_is_named_in_a_request():
-    body = Question.of(requests(1)[0], EOS, 128, VOCAB).body("m")
+    body = PreparedRequest.from_request(requests(1)[0], EOS, 128, VOCAB).body("m")
     named = set(body["sampling_params"])
     assert named >= {
         "temperature",
@@ -591,7 +628,7 @@ def test_every_field_that_shapes_the_distribution_is_named_in_a_request():
     json.dumps(body)
 
 
-# --- the door ---
+# --- open_engine ---
 
 
 def test_engines_open_by_name(folder):

@@ -98,7 +98,8 @@ def option_fields(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]
 @functools.cache
 def field_texts(kind: Any) -> dict[str, str]:
     """The string literal that stands under each field of a dataclass, by the field's name; inherited ones too."""
-    inherited = [field_texts(base) for base in reversed(kind.__bases__) if dataclasses.is_dataclass(base)]
+    bases: list[Any] = [base for base in reversed(kind.__bases__) if dataclasses.is_dataclass(base)]
+    inherited = [field_texts(base) for base in bases]
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(definition, ast.ClassDef)
     texts = {name: text for texts in inherited for name, text in texts.items()}

@@ -3,10 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
-
 from dcore_jax.errors import UserError
-from dcore_jax.nano.tokenizer import END, PAD
 
 NANO = "nano"  # the name of the embedded model, in place of a folder or hub id
 NANO_POSITIONS = 2048  # its max_position_embeddings
@@ -22,12 +19,14 @@ class NanoConfig:
     """Decoder layers."""
 
 
-def nano_config(tokenizer: PreTrainedTokenizerFast, *, hidden: int = 128, layers: int = 2) -> dict[str, Any]:
+def nano_config(tokenizer: Any, *, hidden: int = 128, layers: int = 2) -> dict[str, Any]:
     """The `config.json` of a Qwen3 of that size: 0.48 M parameters by default, embeddings tied.
 
     The vocabulary is the tokenizer's, rounded up to a multiple of 64. Raises UserError unless `hidden` is a
     multiple of 64 (heads of 32, in pairs that share a key and value head).
     """
+    from dcore_jax.nano.tokenizer import END, PAD  # with transformers, which reading a config does not need
+
     fields = nano_fields(-(-len(tokenizer) // 64) * 64, hidden=hidden, layers=layers)
     ends = {"eos_token_id": END, "pad_token_id": PAD}
     return fields | {name: tokenizer.convert_tokens_to_ids(token) for name, token in ends.items()}

@@ -1,7 +1,38 @@
-"""Reinforcement learning from tool rewards: train.py is the loop, step.py its pure part."""
+"""Reinforcement learning from tool rewards: run.py is the loop, step.py its pure part."""
 
-from dcore_jax.rl.config import EvaluationConfig, RewardConfig, RLConfig, RolloutConfig
-from dcore_jax.rl.report import summary
-from dcore_jax.rl.train import RLResult, train
+from typing import TYPE_CHECKING
 
-__all__ = ["EvaluationConfig", "RLConfig", "RLResult", "RewardConfig", "RolloutConfig", "summary", "train"]
+from dcore_jax.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from dcore_jax.rl.batch import pad_samples
+    from dcore_jax.rl.config import EvaluationConfig, RewardConfig, RLConfig, RolloutConfig
+    from dcore_jax.rl.report import summary
+    from dcore_jax.rl.run import RLResult, train
+    from dcore_jax.rl.step import response_logprobs
+
+__all__ = [
+    "EvaluationConfig",
+    "RLConfig",
+    "RLResult",
+    "RewardConfig",
+    "RolloutConfig",
+    "pad_samples",
+    "response_logprobs",
+    "summary",
+    "train",
+]
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "EvaluationConfig": "config",
+        "RLConfig": "config",
+        "RLResult": "run",
+        "RewardConfig": "config",
+        "RolloutConfig": "config",
+        "pad_samples": "batch",
+        "response_logprobs": "step",
+        "summary": "report",
+        "train": "run",
+    },
+)

@@ -3,7 +3,7 @@
 import json
 
 from dcore_jax.metrics import read_metrics
-from dcore_jax.rl.train import RLResult
+from dcore_jax.rl.run import RLResult
 
 
 def summary(result: RLResult) -> str:

@@ -1,8 +1,31 @@
-"""Supervised fine-tuning on packed rows: train.py is the loop, step.py its pure part, base.py the nano base of other recipes."""
+"""Supervised fine-tuning on packed rows: run.py is the loop, step.py its pure part, base.py the nano base of other recipes."""
 
-from dcore_jax.sft.base import base_model
-from dcore_jax.sft.config import PackingConfig, SFTConfig
-from dcore_jax.sft.report import summary
-from dcore_jax.sft.train import SFTResult, train
+from typing import TYPE_CHECKING
 
-__all__ = ["PackingConfig", "SFTConfig", "SFTResult", "base_model", "summary", "train"]
+from dcore_jax.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from dcore_jax.sft.base import base_model
+    from dcore_jax.sft.config import PackingConfig, SFTConfig
+    from dcore_jax.sft.report import summary
+    from dcore_jax.sft.run import SFTResult, train
+
+__all__ = [
+    "PackingConfig",
+    "SFTConfig",
+    "SFTResult",
+    "base_model",
+    "summary",
+    "train",
+]
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "PackingConfig": "config",
+        "SFTConfig": "config",
+        "SFTResult": "run",
+        "base_model": "base",
+        "summary": "report",
+        "train": "run",
+    },
+)

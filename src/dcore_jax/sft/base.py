@@ -8,7 +8,7 @@ from dcore_jax.config import find_config, read_config
 from dcore_jax.errors import UserError
 from dcore_jax.progress import log
 from dcore_jax.sft.config import SFTConfig
-from dcore_jax.sft.train import RECIPE, train
+from dcore_jax.sft.run import RECIPE, train
 from dcore_jax.training import load_policy
 from dcore_jax.training.run_folder import check_config_unchanged
 from dcore_jax.weights import export_decoder

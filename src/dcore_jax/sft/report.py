@@ -3,7 +3,7 @@
 import resource
 
 from dcore_jax.metrics import read_metrics
-from dcore_jax.sft.train import SFTResult
+from dcore_jax.sft.run import SFTResult
 
 
 def summary(result: SFTResult) -> str:

@@ -1,4 +1,4 @@
 """vLLM behind the engine interface: InProcessEngine and ServerEngine, made by `dcore_jax.engines.open_engine`.
 
-Nothing here is imported before it is asked for: aiohttp and vLLM are extras.
+`open_engine` imports them only when they are asked for: aiohttp and vLLM are optional dependencies.
 """

@@ -1,7 +1,7 @@
-"""A fixed prompt whose log-probabilities the engine must give as the trainer does, after every update of the weights.
+"""The canary: a fixed prompt whose log-probabilities engine and trainer must agree on after every weight update.
 
-The prompt's own log-probabilities show the weights; one token sampled at another temperature shows that sampled log-probabilities
-mean what training takes them for.
+The log-probabilities of the prompt's own tokens show whether the weights are the trainer's. One token sampled at another
+temperature shows whether sampled log-probabilities are taken after temperature, as training assumes.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,25 +15,26 @@ from jaxtyping import Float
 
 from dcore_jax.engines.engine import Request, SamplingParams
 from dcore_jax.errors import UserError
+from dcore_jax.models import Decoder
 
 LENGTH = 64
 TEMPERATURE = 0.5
-# Largest mean difference of log-probabilities, as a share of their mean size (or of 1 nat, if that is more): rounding errors grow
+# Largest mean difference of log-probabilities, relative to their mean size (or to 1 nat, if that is more): rounding errors grow
 # with the logits, and the tokens of a random prompt are improbable. bfloat16 has 8 bits of mantissa.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 1e-2}
-# Differences that say nothing about which of two weight versions an engine holds.
+# Differences within rounding: they cannot tell which of two weight versions an engine holds.
 _NOISE = {"float32": 1e-4, "bfloat16": 1e-2, "float16": 5e-3}
 
 
 class Reference(NamedTuple):
-    """The trainer's side."""
+    """The trainer's log-probabilities."""
 
     prompt: Float[np.ndarray, "length-1"]  # log p of each token of the prompt but the first
-    sampled: Float[np.ndarray, "vocab"]  # log p of what may follow, at TEMPERATURE
+    sampled: Float[np.ndarray, "vocab"]  # log p of every possible next token, at TEMPERATURE
 
 
-class Seen(NamedTuple):
-    """The engine's side."""
+class EngineLogprobs(NamedTuple):
+    """The engine's log-probabilities."""
 
     prompt: Sequence[float]  # as Reference.prompt
     token: int  # sampled after the prompt
@@ -42,7 +43,7 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Canary:
-    """A prompt for a vocabulary; every tokenizer has the first 256 ids."""
+    """The canary prompt for a vocabulary; every tokenizer has the first 256 ids."""
 
     vocab_size: int
 
@@ -57,8 +58,39 @@ class Canary:
         return Request(self.ids, sampling, "canary")
 
 
+class ReferenceModel:
+    """The trainer's model as an engine's reference: computes the canary's log-probabilities for each version of the weights.
+
+    Compiled once. The first weights must be a Decoder, whose structure later ones (its `nnx.state`) share.
+    """
+
+    def __init__(self, canary: Canary):
+        self._canary = canary
+        self._graph: nnx.GraphDef | None = None
+        self._logprobs: Callable[[Any], Reference] | None = None
+
+    def decoder(self, weights: Decoder | nnx.State) -> Decoder:
+        """The weights as a Decoder.
+
+        Raises:
+          RuntimeError: the first weights are an `nnx.State`.
+        """
+        if isinstance(weights, Decoder):
+            self._graph = self._graph or nnx.split(weights)[0]
+            return weights
+        if self._graph is None:
+            raise RuntimeError("the first update needs a Decoder; later ones may be its nnx.state")
+        return nnx.merge(self._graph, weights)
+
+    def reference(self, decoder: Decoder) -> Reference:
+        """The canary's log-probabilities by these weights."""
+        graph, params = nnx.split(decoder)
+        self._logprobs = self._logprobs or reference_function(self._canary, graph)
+        return self._logprobs(params)
+
+
 def reference_function(canary: Canary, graph: nnx.GraphDef, rows: int = 1) -> Callable[[Any], Reference]:
-    """Parameters to what the trainer makes of the canary; `rows`: how many the mesh's batch axes want at least."""
+    """A compiled function from parameters to the canary's Reference; `rows`: fewest rows that the mesh's batch axes can split."""
     tokens = np.tile(np.array(canary.ids, np.int32), (rows, 1))
 
     @jax.jit
@@ -71,42 +103,54 @@ def reference_function(canary: Canary, graph: nnx.GraphDef, rows: int = 1) -> Ca
 
 
 def check_canary(
-    seen: Seen, reference: Reference, before: Reference | None, *, dtype: str, version: int, where: str
+    engine: EngineLogprobs,
+    reference: Reference,
+    previous: Reference | None,
+    *,
+    dtype: str,
+    version: int,
+    name: str,
 ) -> float:
-    """The mean difference between engine and trainer, nats; TOLERANCE is for that over the log-probabilities' own mean size.
+    """Compares the engine's log-probabilities with the trainer's.
 
     Args:
-      before: the reference of the weights that the engine had; tells an update that did nothing from one that worked, where the
-        weights moved by less than the tolerance.
-      dtype: the coarser of the engine's and the trainer's.
+      previous: the reference of the weights that the engine had before. It detects an update that did nothing where the weights
+        moved by less than the tolerance.
+      dtype: the coarser of the engine's and the trainer's; decides the tolerance.
+      version: of the weights, for messages.
+      name: of the engine or server, for messages.
+
+    Returns:
+      The mean absolute difference over the prompt, nats.
 
     Raises:
-      UserError: they differ by more than TOLERANCE[dtype], or the engine still answers as before.
+      UserError: it is more than TOLERANCE[dtype] of the log-probabilities' mean size, or the engine still has the previous
+        weights, or a sampled token's log-probability is not the one after temperature.
     """
-    given = np.asarray(seen.prompt, np.float64)
+    given = np.asarray(engine.prompt, np.float64)
     if given.shape != reference.prompt.shape or not np.isfinite(given).all():
-        raise UserError(f"{where}: no log-probabilities of the canary prompt; is this a vLLM server?")
+        raise UserError(f"{name}: no log-probabilities of the canary prompt; is this a vLLM server?")
     gap = float(np.abs(given - reference.prompt).mean())
     size = max(1.0, float(np.abs(reference.prompt).mean()))
     allowed = TOLERANCE[dtype] * size
     if gap > allowed:
         raise UserError(
-            f"{where}: after weight update {version} the canary's log-probabilities are {gap:.3g} nats off the trainer's, more "
+            f"{name}: after weight update {version} the canary's log-probabilities are {gap:.3g} nats off the trainer's, more "
             f"than {allowed:.3g}: the engine does not hold the trainer's weights (see docs/vllm.md, The canary)"
         )
-    if before is not None:
-        moved = float(np.abs(before.prompt - reference.prompt).mean())
-        still = float(np.abs(given - before.prompt).mean())
-        if moved > _NOISE[dtype] * size and still < gap:
+    if previous is not None:
+        moved = float(np.abs(previous.prompt - reference.prompt).mean())
+        gap_to_previous = float(np.abs(given - previous.prompt).mean())
+        if moved > _NOISE[dtype] * size and gap_to_previous < gap:
             raise UserError(
-                f"{where}: weight update {version} changed nothing: the canary's log-probabilities are still those of the "
-                "weights before (see docs/vllm.md, The canary)"
+                f"{name}: weight update {version} changed nothing: the canary's log-probabilities are still those of the "
+                "previous weights (see docs/vllm.md, The canary)"
             )
-    off = abs(float(reference.sampled[seen.token]) - seen.logprob)
-    # One token of a sharper distribution, against a mean over many.
+    off = abs(float(reference.sampled[engine.token]) - engine.logprob)
+    # One token of a sharper distribution varies more than the mean over many tokens; `not <=` refuses NaN too.
     if not off <= 5 * allowed / TEMPERATURE:
         raise UserError(
-            f"{where}: a token sampled at temperature {TEMPERATURE} came with a log-probability {off:.3g} nats off; start the "
+            f"{name}: a token sampled at temperature {TEMPERATURE} came with a log-probability {off:.3g} nats off; start the "
             "server with --logprobs-mode processed_logprobs"
         )
     return gap

@@ -1,4 +1,4 @@
-"""Engines over HTTP: one or many vLLM servers behind the engine interface, theirs or our own."""
+"""The engine over HTTP: one or more vLLM servers, started by us or by the user, behind the `Engine` interface."""
 
 import asyncio
 import os
@@ -16,38 +16,42 @@ from flax import nnx
 from tqdm import tqdm
 
 from dcore_jax.engines.engine import EngineStats, Request, Sample, check_request
-from dcore_jax.engines.vllm.answers import Question, overlong, tally
-from dcore_jax.engines.vllm.bridge import Batch, Bridge, Job
-from dcore_jax.engines.vllm.canary import Canary, Reference, coarser, reference_function
+from dcore_jax.engines.vllm.canary import Canary, ReferenceModel, coarser
 from dcore_jax.engines.vllm.client import Client
-from dcore_jax.engines.vllm.pool import Ill, Limits, Server
+from dcore_jax.engines.vllm.event_loop import Batch, EventLoopThread, Job
+from dcore_jax.engines.vllm.pool import Limits, Server, ServerUnavailable
+from dcore_jax.engines.vllm.protocol import PreparedRequest, overlong_sample, stats_of
 from dcore_jax.engines.vllm.server import OwnServer
-from dcore_jax.engines.vllm.sync import Pusher, SyncName, Target, write_snapshot
+from dcore_jax.engines.vllm.sync import SyncName, Target, WeightSync, write_snapshot
 from dcore_jax.errors import UserError
 from dcore_jax.models import Decoder, ModelConfig
 
-_REFUSED = 20.0  # seconds for a server that is not ours to answer at the start
+_CONNECT_TIMEOUT = 20.0  # seconds for a server that we did not start to respond at the beginning
 
 
 class ServerEngine:
-    """Samples from vLLM servers that hold the same model; an `Engine`.
+    """Samples from vLLM servers that serve the same model; an `Engine`.
 
-    Requests go to the least busy server. A server that fails is left out until it is well, holds the current weights and has
-    passed the canary; its requests go to others or wait. An answer counts if it names the current weights for all of its tokens.
+    Requests go to the least busy server. A server that fails gets no requests until it has recovered: it responds, holds the
+    current weights and has passed the canary. Meanwhile its requests are retried on other servers, or wait. A response is
+    accepted only if the server reports the current weights for all of its tokens.
 
     Args:
-      servers: addresses as http://host:port, or servers of our own, which are started here and again when they end.
-      config: the model's; ids and weights are held against it.
+      servers: addresses as http://host:port, or `OwnServer`s, which are started here, and restarted when they end.
+      config: the model's; requests and tensor names are checked against it.
       max_length: most tokens of prompt and continuation together.
-      eos_token_ids: end every sample, unless it says ignore_eos.
+      eos_token_ids: end every sample, unless its request says ignore_eos.
       dtype: what the servers compute in; weights are sent in it.
       folder: for snapshots of the weights; servers must see it under the same path.
-      key: API key of servers that are not ours; by default VLLM_API_KEY.
+      key: API key of servers that we did not start; by default VLLM_API_KEY.
+      limits: load, timeouts and retries.
       sync: how weights get there (see `sync`).
-      progress: show a bar while `generate` waits.
+      startup_timeout: seconds for a server that we started to serve, loading its model included.
+      progress: show a bar in `generate`.
+      weight_version: of the weights that the servers start with.
 
     Raises:
-      UserError: a server that does not answer, refuses, serves another length, or does not come up.
+      UserError: a server that does not respond, refuses, serves shorter sequences, or does not start.
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class ServerEngine:
         key: str | None = None,
         limits: Limits | None = None,
         sync: SyncName = "transfer",
-        startup: float = 900.0,
+        startup_timeout: float = 900.0,
         progress: bool = False,
         weight_version: int = 0,
     ):
@@ -70,27 +74,29 @@ class ServerEngine:
             raise UserError("no vLLM server: give --server http://host:port, once for each")
         self.max_length, self._eos, self._config = max_length, tuple(eos_token_ids), config
         self._limits, self._folder = limits or Limits(), Path(folder)
-        self._dtype, self._progress, self._startup = dtype, progress, startup
-        self._version, self._run = weight_version, secrets.token_hex(4)
+        self._dtype, self._progress, self._startup_timeout = dtype, progress, startup_timeout
+        self._version, self._run_id = weight_version, secrets.token_hex(4)
         self._target: Target | None = None
-        self._canary = Canary(config.vocab_size)
-        self._graph: nnx.GraphDef | None = None
-        self._reference_of: Callable[[Any], Reference] | None = None
+        canary = Canary(config.vocab_size)
+        self._reference_model = ReferenceModel(canary)
         self._counts: Counter[str] = Counter()
         self._jobs: set[Job] = set()
         self._generating = 0
         self._done: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        self._failed: BaseException | None = None  # the last update did not get through
+        self._failed: BaseException | None = (
+            None  # why the last weight update failed; then no weights are the current ones
+        )
         key = os.environ.get("VLLM_API_KEY", "") if key is None else key
         self._servers = [
             Server(s.rstrip("/"), key) if isinstance(s, str) else Server(s.url, s.key, own=s) for s in servers
         ]
+        # A recovery and a weight update may want to restore the same server at the same time.
         self._locks = {server: asyncio.Lock() for server in self._servers}
-        self._client = Client(self._servers, self._limits, self._heal, _report)
-        self._pusher = Pusher(self._client, config, self._canary, sync)
-        self._bridge = Bridge(self._limits.queue)
+        self._client = Client(self._servers, self._limits, self._restore, _report)
+        self._sync = WeightSync(self._client, config, canary, sync)
+        self._loop = EventLoopThread(self._limits.queue)
         try:
-            self._bridge.run(self._bring_up())
+            self._loop.run(self._start_up())
         except BaseException:
             self.close()
             raise
@@ -109,25 +115,25 @@ class ServerEngine:
 
     @property
     def faults(self) -> dict[str, int]:
-        """What servers did instead of answering, by reason."""
+        """Number of faults of all servers, by reason."""
         return dict(self._client.pool.faults)
 
     @property
     def canary_gaps(self) -> dict[str, float]:
-        """By server, how far its canary was from the trainer's after the last update: mean nats."""
-        return dict(self._pusher.gaps)
+        """By server URL: mean difference of its canary from the trainer's after the last update, nats."""
+        return dict(self._sync.gaps)
 
     def generate(self, requests: Sequence[Request]) -> list[Sample]:
         """See Engine.generate."""
         self._check(requests)
         bar = tqdm(total=len(requests), unit="req", delay=2, leave=False, disable=not self._progress)
-        questions = [self._question(request) for request in requests]
-        batch = Batch(sum(question is not None for question in questions))
+        prepared = [self._prepare(request) for request in requests]
+        batch = Batch(sum(item is not None for item in prepared))
         jobs: list[Job] = []
         self._generating += 1
         try:
             with bar:
-                jobs += self._bridge.start(map(self._work, filter(None, questions)), batch)
+                jobs += self._loop.start(map(self._work, filter(None, prepared)), batch)
                 while not batch.wait(0.5):
                     bar.update(len(jobs) - batch.left - bar.n)
                     rate = batch.tokens / max(bar.format_dict["elapsed"], 1e-9)
@@ -135,26 +141,28 @@ class ServerEngine:
             for job in jobs:
                 if job.error is not None:
                     raise job.error
-            answered = iter(jobs)
+            finished = iter(jobs)
             return [
-                self._count(overlong(request, self._version) if question is None else next(answered).result())
-                for request, question in zip(requests, questions)
+                self._count(
+                    overlong_sample(request, self._version) if item is None else next(finished).result()
+                )
+                for request, item in zip(requests, prepared)
             ]
         finally:
             self._generating -= 1
-            self._bridge.cancel(jobs)
+            self._loop.cancel(jobs)
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """See Engine.submit; waits where `limits.queue` requests are under way."""
+        """See Engine.submit. Blocks while `limits.queue` requests are in progress."""
         self._check(requests)
-        questions = [self._question(request) for request in requests]
-        for request, question in zip(requests, questions):
-            if question is None:
+        prepared = [self._prepare(request) for request in requests]
+        for request, item in zip(requests, prepared):
+            if item is None:
                 job = Job(self._done.put)
-                job.sample = overlong(request, self._version)
+                job.sample = overlong_sample(request, self._version)
                 self._jobs.add(job)
                 self._done.put(job)
-        for job in self._bridge.start(map(self._work, filter(None, questions)), self._done.put):
+        for job in self._loop.start(map(self._work, filter(None, prepared)), self._done.put):
             self._jobs.add(job)
 
     def poll(self) -> list[Sample]:
@@ -170,25 +178,26 @@ class ServerEngine:
         return samples
 
     def update_weights(self, weights: Decoder | nnx.State, version: int) -> None:
-        """See Engine.update_weights. Returns when every server that is well holds the weights and has passed the canary.
+        """See Engine.update_weights. Returns when every available server holds the weights and has passed the canary.
 
         Raises:
           UserError: the servers' model has other tensors, or a canary differs from the trainer's.
         """
         if self._jobs or self._generating:
             raise RuntimeError(f"{len(self._jobs)} requests are in flight; poll until none is, then update")
-        old, decoder = self._target, self._decoder(weights)
-        name = f"{self._run}-{version}-{secrets.token_hex(2)}"
+        old, decoder = self._target, self._reference_model.decoder(weights)
+        # Random at its end: an update that failed and is repeated must not be taken for the failed one.
+        name = f"{self._run_id}-{version}-{secrets.token_hex(2)}"
         self._target = Target(
             version=version,
             name=name,
             snapshot=write_snapshot(decoder, self._folder / f"weights-{name}", self._dtype),
-            reference=self._reference(decoder),
-            before=None if old is None else old.reference,
+            reference=self._reference_model.reference(decoder),
+            previous=None if old is None else old.reference,
             dtype=coarser(self._dtype, np.dtype(decoder.compute.dtype).name),
         )
         try:
-            self._bridge.run(self._push_everywhere())
+            self._loop.run(self._push_to_all())
         except BaseException as error:
             self._failed = error
             raise
@@ -198,129 +207,117 @@ class ServerEngine:
         self._version, self._failed = version, None
 
     def close(self) -> None:
-        """See Engine.close: ends the servers that are ours, keeps their logs, removes the snapshot."""
-        if self._bridge.closed:
+        """See Engine.close. Ends the servers started here, keeps their logs, removes the snapshot."""
+        if self._loop.closed:
             return
-        self._bridge.cancel(self._jobs)
+        self._loop.cancel(self._jobs)
         self._jobs.clear()
         try:
-            self._bridge.run(self._client.close())
+            self._loop.run(self._client.close())
         finally:
             for server in self._servers:
                 if server.own is not None:
                     server.own.stop()
-            self._bridge.close()
+            self._loop.close()
             if self._target is not None:
                 shutil.rmtree(self._target.snapshot, ignore_errors=True)
 
     def _check(self, requests: Sequence[Request]) -> None:
-        if self._bridge.closed:
+        if self._loop.closed:
             raise RuntimeError("the engine is closed")
         if self._failed is not None:
             raise self._failed
         for request in requests:
-            ids = request.prompt_ids
-            if (
-                request.sampling.stop_token_ids
-                or not ids
-                or min(ids) < 0
-                or max(ids) >= self._config.vocab_size
-            ):
-                check_request(request, self._config.vocab_size)  # says what is wrong; slower
+            ids, params = request.prompt_ids, request.sampling
+            # Most requests pass this fast test; check_request goes through every id, to say what is wrong.
+            if params.stop_token_ids or not ids or min(ids) < 0 or max(ids) >= self._config.vocab_size:
+                check_request(request, self._config.vocab_size)
 
-    def _question(self, request: Request) -> Question | None:
-        return Question.of(request, self._eos, self.max_length, self._config.vocab_size)
+    def _prepare(self, request: Request) -> PreparedRequest | None:
+        return PreparedRequest.from_request(request, self._eos, self.max_length, self._config.vocab_size)
 
-    def _work(self, question: Question) -> Callable[[], Coroutine[Any, Any, Sample]]:
+    def _work(self, prepared: PreparedRequest) -> Callable[[], Coroutine[Any, Any, Sample]]:
         weights = "" if self._target is None else self._target.name
-        return lambda: self._client.ask(question, self._version, weights)
+        return lambda: self._client.generate(prepared, self._version, weights)
 
     def _count(self, sample: Sample) -> Sample:
-        self._counts.update(tally(sample))
+        self._counts.update(stats_of(sample))
         return sample
 
-    def _decoder(self, weights: Decoder | nnx.State) -> Decoder:
-        if isinstance(weights, Decoder):
-            self._graph = self._graph or nnx.split(weights)[0]
-            return weights
-        if self._graph is None:
-            raise RuntimeError("the first update needs a Decoder; later ones may be its nnx.state")
-        return nnx.merge(self._graph, weights)
+    # The coroutines below run in the event loop's thread.
 
-    def _reference(self, decoder: Decoder) -> Reference:
-        graph, params = nnx.split(decoder)
-        if self._reference_of is None:
-            self._reference_of = reference_function(self._canary, graph)
-        return self._reference_of(params)
-
-    # What follows runs in the client's loop.
-
-    async def _bring_up(self) -> None:
+    async def _start_up(self) -> None:
         await self._client.start()
-        await asyncio.gather(*map(self._first_contact, self._servers))
+        await asyncio.gather(*map(self._wait_until_serving, self._servers))
 
-    async def _first_contact(self, server: Server) -> None:
-        patience = _REFUSED if server.own is None else self._startup
+    async def _wait_until_serving(self, server: Server) -> None:
+        timeout = _CONNECT_TIMEOUT if server.own is None else self._startup_timeout
         start = time.monotonic()
         while True:
             try:
-                await self._heal(server)
+                await self._restore(server)
                 break
-            except Ill as illness:
-                if time.monotonic() - start > patience:
+            except ServerUnavailable as error:
+                if time.monotonic() - start > timeout:
                     hint = (
                         f"the log is {server.own.log}" if server.own else "is it up, and is this its address?"
                     )
-                    raise UserError(f"{server.url}: {illness} for {patience:.0f} s; {hint}") from None
+                    raise UserError(f"{server.url}: {error} for {timeout:.0f} s; {hint}") from None
             await asyncio.sleep(0.5)
-        self._client.pool.well(server)
+        self._client.pool.mark_ready(server)
 
-    async def _push_everywhere(self) -> None:
+    async def _push_to_all(self) -> None:
         for server in self._servers:
             server.ready = False
-        await asyncio.gather(*(self._push(server) for server in self._servers if not server.lost))
+        servers = [server for server in self._servers if not server.abandoned_reason]
+        await asyncio.gather(*map(self._push, servers))
 
     async def _push(self, server: Server) -> None:
         try:
-            await self._heal(server)
-        except Ill as illness:
-            server.ready = True  # as far as the pool knew; the fault makes it ill
-            self._client.pool.fault(server, str(illness))
+            await self._restore(server)
+        except ServerUnavailable as error:
+            server.ready = (
+                True  # record_fault counts faults of ready servers only, and starts the recovery of those
+            )
+            self._client.pool.record_fault(server, str(error))
         else:
-            self._client.pool.well(server)
+            self._client.pool.mark_ready(server)
 
-    async def _heal(self, server: Server) -> None:
-        """Returns when the server serves, holds the target and generates; see Pool."""
+    async def _restore(self, server: Server) -> None:
+        """Returns when the server responds, holds the target weights and generates; see Pool."""
         async with self._locks[server]:
             if server.own is not None:
-                await self._revive(server)
+                await self._ensure_running(server)
             await self._client.call(server, "GET", "/health", timeout=self._limits.probe_timeout)
             if not server.model:
-                await self._look_at(server)
-            while (target := self._target) is not None and not await self._pusher.holds(server, target):
-                await self._pusher.push(server, target)
-            if server.streak:
-                await self._pusher.check(server, self._target)
+                await self._discover_model(server)
+            # A loop: another update may set a new target while this one is pushed.
+            while (target := self._target) is not None and not await self._sync.holds(server, target):
+                await self._sync.push(server, target)
+            if server.consecutive_faults:
+                await self._sync.check(server, self._target)
 
-    async def _revive(self, server: Server) -> None:
+    async def _ensure_running(self, server: Server) -> None:
+        """Starts our server's process if it has ended, restarts it if it hangs, and waits until it responds."""
         own, first = server.own, server.own.starts == 0
-        if own.alive and not server.hung:
+        if own.alive and not server.timeouts:
             return
-        server.model, server.hung = "", 0
+        server.model, server.timeouts = "", 0
         await asyncio.to_thread(own.start)
-        deadline = time.monotonic() + self._startup
+        deadline = time.monotonic() + self._startup_timeout
         while own.alive and time.monotonic() < deadline:
             try:
                 await self._client.call(server, "GET", "/health", timeout=self._limits.probe_timeout)
                 return
-            except Ill:
+            except ServerUnavailable:
                 await asyncio.sleep(0.25)
         if first:
-            what = "did not come up in time" if own.alive else "did not start"
-            raise UserError(f"the vLLM server {what}{own.last_words()}; the log is {own.log}")
-        raise Ill("did not come up again")
+            what = "did not serve in time" if own.alive else "did not start"
+            raise UserError(f"the vLLM server {what}{own.last_error_line()}; the log is {own.log}")
+        raise ServerUnavailable("did not serve again after a restart")
 
-    async def _look_at(self, server: Server) -> None:
+    async def _discover_model(self, server: Server) -> None:
+        """Asks for the name and the length that the server serves; raises UserError if they do not suit the run."""
         found = await self._client.call(server, "GET", "/v1/models")
         try:
             model = found["data"][0]

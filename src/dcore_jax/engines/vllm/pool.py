@@ -1,4 +1,7 @@
-"""The servers behind one list: who has room, who is ill, who comes back. Lives in one event loop."""
+"""The pool of vLLM servers: load balancing, fault counts, and recovery of failed servers in the background.
+
+Lives in one event loop: its state changes only between awaits, so it needs no lock.
+"""
 
 import asyncio
 import time
@@ -10,26 +13,26 @@ from typing import Any
 from dcore_jax.errors import UserError
 
 
-class Ill(Exception):
-    """A server that cannot serve now and may again."""
+class ServerUnavailable(Exception):
+    """A server that cannot serve now; a retry may succeed."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How hard the servers are driven and how long they are waited for; times in seconds."""
+    """Load, timeouts and retries of the client; times in seconds."""
 
-    in_flight: int = 256  # requests that a server has at the same time; more would queue there
-    queue: int = 4096  # requests that wait here; `submit` waits for room
-    timeout: float = 1800.0  # for one answer, whole
-    attempts: int = 8  # for one request, on all servers together
-    backoff: float = 0.25  # before the second attempt; doubled for each one after it
-    longest_backoff: float = 15.0
-    probe_every: float = 10.0  # how often a busy server is asked whether it is alive
-    probe_timeout: float = 20.0
-    patience: float = 600.0  # for a server that is ill; then it is given up
+    in_flight: int = 256  # requests at one server at the same time; more would only queue there
+    queue: int = 4096  # requests in progress on all servers together; `submit` waits where there are more
+    request_timeout: float = 1800.0  # for one whole response
+    max_attempts: int = 8  # of one request, on all servers together
+    backoff: float = 0.25  # before the first retry; doubled for each one after it
+    max_backoff: float = 15.0
+    probe_interval: float = 10.0  # between health checks of a server with requests in flight
+    probe_timeout: float = 20.0  # for one health check
+    recovery_timeout: float = 600.0  # for an unavailable server to recover; then it is abandoned
 
     def __post_init__(self) -> None:
-        for name in ("in_flight", "queue", "attempts"):
+        for name in ("in_flight", "queue", "max_attempts"):
             if getattr(self, name) < 1:
                 raise UserError(f"vLLM client: {name}={getattr(self, name)} must be at least 1")
 
@@ -40,15 +43,15 @@ class Server:
 
     url: str
     key: str = ""  # API key
-    model: str = ""  # the name it serves the model under
-    busy: int = 0
-    ready: bool = False
-    lost: str = ""  # why it was given up
-    life: int = 0  # how often it was found well
-    streak: int = 0  # illnesses since its last answer
-    hung: int = 0  # how often it was alive, and did not answer
-    asking: set[asyncio.Task] = field(default_factory=set)  # what waits for an answer of this server
-    own: Any = None  # the process, where we started it
+    model: str = ""  # the name under which it serves the model; empty until the server was asked for it
+    busy: int = 0  # requests in flight there
+    ready: bool = False  # it may be given requests
+    abandoned_reason: str = ""  # why it is not used any more; empty while it is
+    recoveries: int = 0  # times it was marked ready
+    consecutive_faults: int = 0  # since its last valid response
+    timeouts: int = 0  # times it was alive and did not respond, since its process was started
+    pending: set[asyncio.Task] = field(default_factory=set)  # tasks that wait for a response from it
+    own: Any = None  # the OwnServer, where we started the process
 
     @property
     def headers(self) -> dict[str, str]:
@@ -56,37 +59,40 @@ class Server:
 
 
 class Pool:
-    """Hands out places on servers, the least busy first, and keeps ill servers out until `heal` brings them back.
+    """Gives out places on ready servers, the least busy first, and takes failed servers out until they have recovered.
 
     Args:
-      heal: returns when the server is well and holds the weights it should; raises Ill to be called again after a pause, and
-        UserError to stop everything.
-      report: told, in one line, what happens to servers.
+      servers: all of them; none is ready before `mark_ready`.
+      limits: load and timeouts.
+      restore: brings one server into service and returns when it can serve the current weights. It raises ServerUnavailable to be
+        retried after a backoff, and UserError to stop everything.
+      report: called with one line for each fault, recovery and abandoned server.
     """
 
     def __init__(
         self,
         servers: Sequence[Server],
         limits: Limits,
-        heal: Callable[[Server], Awaitable[None]],
+        restore: Callable[[Server], Awaitable[None]],
         report: Callable[[str], None],
     ):
         self.servers, self.limits = list(servers), limits
         self.faults: Counter[str] = Counter()
-        self._heal, self._report = heal, report
+        self._restore, self._report = restore, report
         self._waiting: deque[asyncio.Future[Server]] = deque()
-        self._healing: dict[Server, asyncio.Task] = {}
+        self._recovering: dict[Server, asyncio.Task] = {}
         self._stopped: BaseException | None = None
 
-    async def take(self, avoid: Server | None = None) -> Server:
-        """A place on a ready server, on another one than `avoid` if there is one; waits for it. Give it back with `release`.
+    async def acquire(self, avoid: Server | None = None) -> Server:
+        """Waits for a place on a ready server, another one than `avoid` if possible. `release` it afterwards.
 
         Raises:
-          UserError: no server is left, or none may be used any more.
+          UserError: all servers are abandoned, or an error stopped the pool.
         """
         if self._stopped:
             raise self._stopped
-        server = None if self._waiting else self._choice(avoid)
+        # Whoever comes now must not overtake those who already wait.
+        server = None if self._waiting else self._least_busy(avoid)
         if server is not None:
             server.busy += 1
             return server
@@ -95,33 +101,47 @@ class Pool:
         try:
             return await place
         except asyncio.CancelledError:
+            # Cancelled in the moment in which a place was given: it must not be lost.
             if place.done() and not place.cancelled() and place.exception() is None:
                 self.release(place.result())
             raise
 
     def release(self, server: Server) -> None:
         server.busy -= 1
-        self.hand_out()
+        self._assign_places()
 
-    def fault(self, server: Server, reason: str, life: int | None = None) -> None:
-        """Counts a fault; the server is ill until it was healed. A fault of an earlier `life` says nothing about this one."""
+    def record_fault(self, server: Server, reason: str, recoveries: int | None = None) -> None:
+        """Counts a fault, takes the server out of service and starts its recovery.
+
+        Args:
+          recoveries: `server.recoveries` when the failed request was sent. A fault from before the last recovery is counted, but
+            says nothing about the server now.
+        """
         self.faults[reason] += 1
-        if server.ready and life in (None, server.life):
+        if server.ready and recoveries in (None, server.recoveries):
             server.ready = False
-            server.streak += 1
-            self._report(f"{server.url}: {reason}; its requests go elsewhere or wait until it is well")
-            self.heal(server)
+            server.consecutive_faults += 1
+            self._report(
+                f"{server.url}: {reason}; its requests go to other servers or wait until it recovers"
+            )
+            self.recover(server)
 
-    def heal(self, server: Server) -> None:
-        """Starts to bring a server (back) into service."""
-        if server in self._healing:
+    def recover(self, server: Server) -> None:
+        """Starts the recovery of a server in the background, unless it is under way."""
+        if server in self._recovering:
             return
-        task = asyncio.get_running_loop().create_task(self._until_well(server))
-        self._healing[server] = task
-        task.add_done_callback(lambda _: self._healing.pop(server, None))
+        task = asyncio.get_running_loop().create_task(self._recover(server))
+        self._recovering[server] = task
+        task.add_done_callback(lambda _: self._recovering.pop(server, None))
+
+    def mark_ready(self, server: Server) -> None:
+        """The server is in service from now on."""
+        server.ready = True
+        server.recoveries += 1
+        self._assign_places()
 
     def stop(self, error: BaseException) -> None:
-        """From now on everybody who asks for a server gets this error."""
+        """Raises this error in everyone who waits for a server, now and later."""
         self._stopped = self._stopped or error
         while self._waiting:
             place = self._waiting.popleft()
@@ -129,65 +149,61 @@ class Pool:
                 place.set_exception(self._stopped)
 
     async def close(self) -> None:
-        tasks = list(self._healing.values())
+        """Cancels recoveries."""
+        tasks = list(self._recovering.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def backoff(self, times: int) -> float:
-        """Seconds to wait after so many failures; doubled each time."""
-        return min(self.limits.longest_backoff, self.limits.backoff * 2.0 ** max(times - 1, 0))
+    def backoff(self, failures: int) -> float:
+        """Seconds to wait after so many failures in a row: exponential, up to `max_backoff`."""
+        return min(self.limits.max_backoff, self.limits.backoff * 2.0 ** max(failures - 1, 0))
 
-    def _choice(self, avoid: Server | None) -> Server | None:
+    def _least_busy(self, avoid: Server | None) -> Server | None:
         free = [s for s in self.servers if s.ready and s.busy < self.limits.in_flight]
         return min(free, key=lambda s: (s is avoid, s.busy), default=None)
 
-    def hand_out(self) -> None:
-        """Gives free places to those who wait, in the order in which they came."""
+    def _assign_places(self) -> None:
+        """Gives free places to those who wait, first come, first served."""
         while self._waiting:
-            if self._waiting[0].done():
+            if self._waiting[0].done():  # cancelled
                 self._waiting.popleft()
                 continue
-            server = self._choice(None)
+            server = self._least_busy(None)
             if server is None:
                 return
             server.busy += 1
             self._waiting.popleft().set_result(server)
 
-    async def _until_well(self, server: Server) -> None:
-        start, tries = time.monotonic(), 0
-        # A server that is well at once and ill again with the next request should not be asked as fast as it fails.
-        if server.streak > 1:
-            await asyncio.sleep(self.backoff(server.streak - 1))
+    async def _recover(self, server: Server) -> None:
+        start, attempts = time.monotonic(), 0
+        # A server that recovers at once and fails the next request again would otherwise be retried as fast as it fails.
+        if server.consecutive_faults > 1:
+            await asyncio.sleep(self.backoff(server.consecutive_faults - 1))
         while True:
-            tries += 1
+            attempts += 1
             try:
-                await self._heal(server)
+                await self._restore(server)
                 break
-            except Ill as illness:
-                if time.monotonic() - start > self.limits.patience:
-                    self._give_up(server, str(illness))
+            except ServerUnavailable as error:
+                if time.monotonic() - start > self.limits.recovery_timeout:
+                    self._abandon(server, str(error))
                     return
             except Exception as error:
                 self.stop(error)
                 return
-            await asyncio.sleep(self.backoff(tries))
-        if server.streak:
-            self._report(f"{server.url}: well again")
-        self.well(server)
+            await asyncio.sleep(self.backoff(attempts))
+        if server.consecutive_faults:
+            self._report(f"{server.url}: recovered")
+        self.mark_ready(server)
 
-    def well(self, server: Server) -> None:
-        """The server serves from now on."""
-        server.ready = True
-        server.life += 1
-        self.hand_out()
-
-    def _give_up(self, server: Server, reason: str) -> None:
-        server.lost = f"{server.url}: {reason} for {self.limits.patience:.0f} s"
-        self._report(f"{server.lost}; given up")
-        if all(s.lost for s in self.servers):
+    def _abandon(self, server: Server, reason: str) -> None:
+        server.abandoned_reason = f"{server.url}: {reason} for {self.limits.recovery_timeout:.0f} s"
+        self._report(f"{server.abandoned_reason}; abandoned")
+        reasons = [s.abandoned_reason for s in self.servers]
+        if all(reasons):
             self.stop(
                 UserError(
-                    f"no vLLM server is left: {'; '.join(s.lost for s in self.servers)}; start them and run the same line again"
+                    f"no vLLM server is left: {'; '.join(reasons)}; start them and run the same command again"
                 )
             )

@@ -1,4 +1,7 @@
-"""vLLM servers of our own: on loopback, behind a random key, with their log in the run folder; none outlives the run."""
+"""vLLM servers that this process starts: on loopback, behind a random key, with their log in the run folder.
+
+Each runs under a supervisor process (`supervisor.py`), which ends it when this process is gone.
+"""
 
 import contextlib
 import json
@@ -14,20 +17,15 @@ from pathlib import Path
 
 from dcore_jax.errors import UserError
 
-# The part inside vLLM's workers needs nothing of dcore_jax: its folder on PYTHONPATH is enough, whatever environment vLLM has.
-WORKER = Path(__file__).with_name("worker")
+# On the server's PYTHONPATH. The code inside vLLM's workers imports nothing of dcore_jax, which vLLM's environment need not have.
+WORKER_FOLDER = Path(__file__).with_name("worker")
 EXTENSION = "dcore_vllm_worker.WorkerExtension"
-TRANSFER_BACKEND = "dcore_file"
+TRANSFER_BACKEND = "dcore_file"  # as in worker/dcore_vllm_worker.py
 
-# Nothing leaves the machine, and the calls that update weights exist.
-_ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "VLLM_SERVER_DEV_MODE": "1",
-}
-# vLLM's CPU build: one thread a process unless told otherwise (many are far slower for small models), no compilation.
-CPU_ENVIRONMENT = {
+# Nothing leaves the machine: no downloads, no usage statistics.
+_PRIVATE_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+# vLLM's CPU build: one thread per process (more are far slower for small models) and no compilation.
+_CPU_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -38,18 +36,29 @@ CPU_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class ServerPlan:
-    """How a server of our own is started."""
+    """How a vLLM server is started.
+
+    Raises:
+      UserError: memory_fraction is not in (0, 1].
+    """
 
     model: Path  # Hugging Face folder
     logs: Path  # folder
     max_length: int  # tokens of prompt and continuation
     dtype: str = "auto"  # float32 | bfloat16 | float16 | auto: the folder's
-    slots: int = 256  # sequences that are decoded at the same time
+    slots: int = 256  # sequences decoded at the same time
     python: str = sys.executable  # of the environment that has vLLM
-    arguments: tuple[str, ...] = ()  # more of `vllm serve`'s, as --tensor-parallel-size=8
-    restarts: int = 5  # after which a server that dies stops the run
+    arguments: tuple[str, ...] = ()  # more arguments of `vllm serve`, such as --tensor-parallel-size=8
+    restarts: int = 5  # after so many a server that dies stops the run
+    memory_fraction: float | None = (
+        None  # share of the GPU's memory for vLLM's weights and cache; None: vLLM's default
+    )
+
+    def __post_init__(self) -> None:
+        check_memory_fraction(self.memory_fraction)
 
     def command(self, port: int) -> list[str]:
+        """The command line of a server on this port."""
         settings = {
             "model": str(self.model),
             "served-model-name": "policy",
@@ -59,11 +68,13 @@ class ServerPlan:
             "max-model-len": str(self.max_length),
             "max-num-seqs": str(self.slots),
             "generation-config": "vllm",  # no sampling defaults from the model's folder
-            "logprobs-mode": "processed_logprobs",  # after temperature
+            "logprobs-mode": "processed_logprobs",  # after temperature, as training needs them
             "max-logprobs": "1",
             "worker-extension-cls": EXTENSION,
             "weight-transfer-config": json.dumps({"backend": TRANSFER_BACKEND}),
         }
+        if self.memory_fraction is not None:
+            settings["gpu-memory-utilization"] = str(self.memory_fraction)
         flags = ["enable-prefix-caching", "enable-scale-out"]  # scale-out: token ids in, token ids out
         if not has_cuda():
             flags += ["enforce-eager", "distributed-executor-backend=uni"]
@@ -73,7 +84,12 @@ class ServerPlan:
 
 
 class OwnServer:
-    """One server process. `start` may be called again after its end; the address and the key stay."""
+    """One server process, started and restarted by us. Its address and key stay the same over restarts.
+
+    Args:
+      plan: how to start it.
+      number: of this server among ours; names its log.
+    """
 
     def __init__(self, plan: ServerPlan, number: int = 0):
         self._plan = plan
@@ -82,55 +98,55 @@ class OwnServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = plan.logs / f"vllm_{number}.log"
         self.starts = 0
-        self._keeper: subprocess.Popen | None = None
-        self.group = 0  # process group of the server; 0 before the first start
+        self._supervisor: subprocess.Popen | None = None
+        self.process_group = 0  # of the server and its children; 0 before the first start
 
     def start(self) -> None:
-        """Starts the process, not waiting for it to serve.
+        """Starts the process, or restarts it; does not wait until it serves.
 
         Raises:
-          UserError: it was started too often.
+          UserError: it was started more often than the plan's `restarts` allow.
         """
         self.stop()
         if self.starts > self._plan.restarts:
             raise UserError(
-                f"the vLLM server ended {self.starts} times{self.last_words()}; the log is {self.log}"
+                f"the vLLM server ended {self.starts} times{self.last_error_line()}; the log is {self.log}"
             )
         self.starts += 1
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        keeper = Path(__file__).with_name("keeper.py")
+        supervisor = Path(__file__).with_name("supervisor.py")
         environment = server_environment(os.environ, self.key)
         with self.log.open("ab") as log:
-            self._keeper = subprocess.Popen(
-                [sys.executable, "-S", str(keeper), *self._plan.command(self.port)],
+            self._supervisor = subprocess.Popen(
+                [sys.executable, "-S", str(supervisor), *self._plan.command(self.port)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=environment,
                 start_new_session=True,
             )
-        assert self._keeper.stdout is not None
-        self.group = int(self._keeper.stdout.readline() or 0)
+        assert self._supervisor.stdout is not None
+        self.process_group = int(self._supervisor.stdout.readline() or 0)
 
     @property
     def alive(self) -> bool:
-        return self._keeper is not None and self._keeper.poll() is None
+        return self._supervisor is not None and self._supervisor.poll() is None
 
     def stop(self) -> None:
-        """Ends the process and all of its children at once."""
-        if self._keeper is None:
+        """Kills the process and all of its children, and waits for their end."""
+        if self._supervisor is None:
             return
-        if self.group and self.alive:
+        if self.process_group and self.alive:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.group, signal.SIGKILL)
-        assert self._keeper.stdin is not None and self._keeper.stdout is not None
-        self._keeper.stdin.close()
-        self._keeper.wait()
-        self._keeper.stdout.close()
-        self._keeper, self.group = None, 0
+                os.killpg(self.process_group, signal.SIGKILL)
+        assert self._supervisor.stdin is not None and self._supervisor.stdout is not None
+        self._supervisor.stdin.close()
+        self._supervisor.wait()
+        self._supervisor.stdout.close()
+        self._supervisor, self.process_group = None, 0
 
-    def last_words(self) -> str:
-        """The last error line of the log, as part of a sentence; empty where there is none."""
+    def last_error_line(self) -> str:
+        """The log's last line with "Error" in it, else its last line, as ` (line)`; empty for an empty log."""
         try:
             lines = self.log.read_bytes()[-20_000:].decode("utf-8", "replace").splitlines()
         except OSError:
@@ -141,15 +157,31 @@ class OwnServer:
 
 
 def server_environment(environment: Mapping[str, str], key: str) -> dict[str, str]:
-    """The environment of a server: ours, the key (not on the command line, where others could read it), and vLLM's settings."""
-    settings = {**_ENVIRONMENT, **({} if has_cuda() else CPU_ENVIRONMENT)}
-    path = os.pathsep.join(filter(None, (str(WORKER), environment.get("PYTHONPATH"))))
+    """The environment of a server: `environment`, vLLM's settings, and the API key.
+
+    The key is not on the command line, where other users of the machine could read it.
+    """
+    path = os.pathsep.join(filter(None, (str(WORKER_FOLDER), environment.get("PYTHONPATH"))))
+    # The calls that update weights are part of vLLM's development interface.
     fixed = {"VLLM_API_KEY": key, "VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": path}
-    return {**settings, **environment, **fixed}
+    return {**vllm_settings(), **environment, **fixed}
+
+
+def vllm_settings() -> dict[str, str]:
+    """Environment variables for vLLM on this machine, for a server and in process alike; the user's own go before them."""
+    return {**_PRIVATE_ENVIRONMENT, **({} if has_cuda() else _CPU_ENVIRONMENT)}
+
+
+def check_memory_fraction(fraction: float | None) -> None:
+    """Raises UserError unless the share of a GPU's memory is None or in (0, 1]."""
+    if fraction is not None and not 0 < fraction <= 1:
+        raise UserError(
+            f"memory_fraction={fraction} is not possible; vLLM's share of the GPU's memory must be in (0, 1]"
+        )
 
 
 def has_cuda() -> bool:
-    """Whether an NVIDIA driver is here; asks no library, so that none initialises the device."""
+    """Whether there is an NVIDIA driver. Asks no library, so that none initialises the device."""
     return os.path.exists("/proc/driver/nvidia/version")
 
 

@@ -1,7 +1,7 @@
-"""The trainer's weights to servers: a snapshot in Hugging Face names, its coverage, and two ways to have it loaded.
+"""Weight sync from the trainer to vLLM servers: a snapshot in Hugging Face names, a check of those names, two ways to load it.
 
-`transfer` speaks vLLM's weight-transfer interface (pause, start, update, finish, resume); `disk` asks each worker for a reload.
-Both read the snapshot's safetensors files, so its folder must be one that the servers see.
+`transfer` uses vLLM's weight-transfer interface (pause, start, update, finish, resume); `disk` calls `reload_weights` in each
+worker. Both read the snapshot's safetensors files, so servers must see its folder under the same path.
 """
 
 import shutil
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dcore_jax.engines.vllm.answers import Question
-from dcore_jax.engines.vllm.canary import Canary, Reference, Seen, check_canary
+from dcore_jax.engines.vllm.canary import Canary, EngineLogprobs, Reference, check_canary
 from dcore_jax.engines.vllm.client import Client
-from dcore_jax.engines.vllm.pool import Ill, Server
+from dcore_jax.engines.vllm.pool import Server, ServerUnavailable
+from dcore_jax.engines.vllm.protocol import PreparedRequest
 from dcore_jax.engines.vllm.server import EXTENSION
 from dcore_jax.errors import UserError
 from dcore_jax.models import Decoder, ModelConfig
@@ -21,7 +21,7 @@ from dcore_jax.weights import export_decoder, parameters
 
 SyncName = Literal["transfer", "disk"]
 _LOAD_TIMEOUT = 1800.0  # seconds for a server to load a snapshot
-_PUSH_FAULTS = 3  # faults of a living server in a push before the run stops
+_MAX_PUSH_FAULTS = 3  # HTTP errors of a server in pushes, in a row, before the run stops
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Target:
     """The weights that servers should hold."""
 
     version: int
-    name: str  # what a server calls them: unique to this run and version, unknown to a server that was started again
+    name: str  # the weight version as servers report it: unique to this run and version, so a restarted server cannot have it
     snapshot: Path
     reference: Reference
-    before: Reference | None  # of the version before
-    dtype: str  # the coarser of the engine's and the trainer's: how far they may be apart
+    previous: Reference | None  # of the version before
+    dtype: str  # the coarser of the engine's and the trainer's: decides the canary's tolerance
 
 
 def expected_tensors(config: ModelConfig) -> set[str]:
@@ -41,76 +41,88 @@ def expected_tensors(config: ModelConfig) -> set[str]:
     return {name for row in parameters(config) for name in row.tensor_names(config.num_layers)}
 
 
-def check_coverage(ours: Collection[str], theirs: Collection[str], where: str) -> None:
-    """Raises UserError unless what we send is exactly what the engine's model has."""
+def check_coverage(ours: Collection[str], theirs: Collection[str], name: str) -> None:
+    """Raises UserError unless the trainer's tensor names are exactly those of the engine's model."""
     missing, unknown = sorted(set(theirs) - set(ours)), sorted(set(ours) - set(theirs))
     if missing or unknown:
-        parts = [f"{len(missing)} that we do not send ({_some(missing)})"] if missing else []
-        parts += [f"{len(unknown)} of ours that it lacks ({_some(unknown)})"] if unknown else []
-        raise UserError(f"{where}: its model is another one than the trainer's: it has {' and '.join(parts)}")
+        parts = [f"{len(missing)} that we do not send ({_shorten(missing)})"] if missing else []
+        parts += [f"{len(unknown)} of ours that it lacks ({_shorten(unknown)})"] if unknown else []
+        raise UserError(f"{name}: its model is another one than the trainer's: it has {' and '.join(parts)}")
 
 
 def write_snapshot(decoder: Decoder, folder: Path, dtype: str) -> Path:
-    """The decoder as a folder that vLLM loads; one that a killed run left half-used is made again."""
+    """Exports the decoder as a Hugging Face folder that vLLM loads, over one that a killed run may have left there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     return export_decoder(decoder, folder, dtype=dtype)
 
 
-class Pusher:
-    """Brings servers to a target and makes sure that they hold it."""
+class WeightSync:
+    """Pushes weights to servers and verifies that they hold them.
 
-    def __init__(self, client: Client, config: ModelConfig, canary: Canary, how: SyncName):
-        self._client, self._how = client, how
+    Args:
+      client: of the servers.
+      config: the model's; decides the expected tensor names.
+      canary: the prompt that verifies a push.
+      method: how servers load a snapshot (see the module's docstring).
+    """
+
+    def __init__(self, client: Client, config: ModelConfig, canary: Canary, method: SyncName):
+        self._client, self._method = client, method
         self._tensors, self._canary = expected_tensors(config), canary
         self._faults: dict[Server, int] = {}
-        self.gaps: dict[str, float] = {}  # the canary's mean difference by server, after its last push
+        self.gaps: dict[
+            str, float
+        ] = {}  # by server URL: the canary's mean difference after its last push, nats
 
     async def holds(self, server: Server, target: Target) -> bool:
-        """Whether the server says that it holds the target; raises Ill."""
+        """Whether the server reports the target as its weight version; raises ServerUnavailable."""
         found = await self._client.call(server, "GET", "/weight_info")
         return isinstance(found, dict) and found.get("weight_version") == target.name
 
     async def push(self, server: Server, target: Target) -> None:
-        """Loads the target into the server and checks its canary.
+        """Loads the target into the server and checks the canary.
 
         Raises:
-          Ill: the server failed on the way; it may be asked again.
-          UserError: it cannot take these weights, or answers differently from the trainer.
+          ServerUnavailable: the server failed on the way; a retry may succeed.
+          UserError: it cannot load these weights, or its canary differs from the trainer's.
         """
         try:
             await self._load(server, target)
-        except Ill as illness:
+        except ServerUnavailable as error:
             self._faults[server] = self._faults.get(server, 0) + 1
-            if str(illness).startswith("HTTP") and self._faults[server] >= _PUSH_FAULTS:
+            # One that keeps responding with errors will never load these weights; one without a connection may come back.
+            if str(error).startswith("HTTP") and self._faults[server] >= _MAX_PUSH_FAULTS:
                 raise UserError(
-                    f"{server.url}: cannot load weight update {target.version}: {illness}"
+                    f"{server.url}: cannot load weight update {target.version}: {error}"
                 ) from None
             raise
         self._faults[server] = 0
         await self.check(server, target)
 
     async def check(self, server: Server, target: Target | None) -> None:
-        """Has the server answer the canary, and right where a target says what is right; raises as `push`."""
-        seen = await self._see(server)
+        """Runs the canary on the server and, where there is a target, compares it with the trainer's; raises as `push`."""
+        logprobs = await self._run_canary(server)
         if target is not None:
             self.gaps[server.url] = check_canary(
-                seen,
+                logprobs,
                 target.reference,
-                target.before,
+                target.previous,
                 dtype=target.dtype,
                 version=target.version,
-                where=server.url,
+                name=server.url,
             )
 
     async def _load(self, server: Server, target: Target) -> None:
         rpc = self._client.call
-        names = await self._workers(server, "dcore_tensor_names", {}, 60.0)
+        # Checked before anything is loaded, so that a server which is refused still holds its old weights.
+        names = await self._call_workers(server, "dcore_tensor_names", {}, 60.0)
         for found in names:
             check_coverage(self._tensors, found, server.url)
         folder = str(target.snapshot.absolute())
-        if self._how == "disk":
-            await self._workers(server, "dcore_reload", {"folder": folder}, _LOAD_TIMEOUT)
+        if self._method == "disk":
+            await self._call_workers(server, "dcore_reload", {"folder": folder}, _LOAD_TIMEOUT)
+            # Cached keys and values of the old weights must not serve the new ones.
             await rpc(server, "POST", "/reset_prefix_cache")
             await rpc(server, "POST", "/update_weight_version", {"new_version": target.name})
             return
@@ -124,41 +136,45 @@ class Pusher:
         await rpc(server, "POST", "/reset_prefix_cache")
         await rpc(server, "POST", "/resume")
 
-    async def _workers(self, server: Server, method: str, arguments: dict[str, Any], timeout: float) -> list:
+    async def _call_workers(
+        self, server: Server, method: str, arguments: dict[str, Any], timeout: float
+    ) -> list:
+        """Calls a method of WorkerExtension in every worker of the server; their results."""
         body = {"method": method, "kwargs": arguments, "timeout": timeout}
         try:
             found = await self._client.call(server, "POST", "/collective_rpc", body, timeout=timeout)
-        except Ill as illness:
+        except ServerUnavailable as error:
             hint = f"; was it started with --worker-extension-cls {EXTENSION}?"
-            raise Ill(f"{illness}{hint if str(illness).startswith('HTTP') else ''}") from None
+            raise ServerUnavailable(f"{error}{hint if str(error).startswith('HTTP') else ''}") from None
         results = found.get("results") if isinstance(found, dict) else None
         if not isinstance(results, list) or not results or not all(results):
-            raise Ill(f"HTTP answer without results from {method}")
+            raise ServerUnavailable(f"HTTP response without results from {method}")
         return results
 
-    async def _see(self, server: Server) -> Seen:
+    async def _run_canary(self, server: Server) -> EngineLogprobs:
         body = canary_body(self._canary, server.model)
         payload = await self._client.call(server, "POST", "/inference/v1/generate", body, timeout=300.0)
         try:
             return read_canary(self._canary, payload)
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise Ill(f"HTTP answer to the canary that cannot be read ({error!r})") from None
+            raise ServerUnavailable(f"HTTP response to the canary that cannot be read ({error!r})") from None
 
 
 def canary_body(canary: Canary, model: str) -> dict[str, Any]:
-    """The canary as a body of `/inference/v1/generate`."""
-    question = Question(canary.request, 1, frozenset(), canary.vocab_size)
-    body = question.body(model)
+    """The canary as a request body of `/inference/v1/generate`."""
+    body = PreparedRequest(canary.request, 1, frozenset(), canary.vocab_size).body(model)
     return {**body, "sampling_params": {**body["sampling_params"], "prompt_logprobs": 0}}
 
 
-def read_canary(canary: Canary, payload: Any) -> Seen:
-    """What the engine answered; raises KeyError, TypeError, ValueError or IndexError where that cannot be read."""
+def read_canary(canary: Canary, payload: Any) -> EngineLogprobs:
+    """The engine's log-probabilities in a response; raises KeyError, TypeError, ValueError or IndexError where there are none."""
     (choice,) = payload["choices"]
     rows = payload["prompt_logprobs"][1:]
     prompt = [float(row[str(token)]["logprob"]) for row, token in zip(rows, canary.ids[1:], strict=True)]
-    return Seen(prompt, int(choice["token_ids"][0]), float(choice["logprobs"]["content"][0]["logprob"]))
+    return EngineLogprobs(
+        prompt, int(choice["token_ids"][0]), float(choice["logprobs"]["content"][0]["logprob"])
+    )
 
 
-def _some(names: list[str], most: int = 3) -> str:
+def _shorten(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

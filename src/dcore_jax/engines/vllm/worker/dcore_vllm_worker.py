@@ -1,7 +1,7 @@
-"""The part that runs inside vLLM's worker processes; it imports nothing of dcore_jax, which need not be installed there.
+"""Weight loading inside vLLM's worker processes. Imports nothing of dcore_jax, which need not be installed there.
 
-Weights arrive as safetensors files or, in process, as an iterator; both go through vLLM's own loader, by Hugging Face names. What
-a reload leaves behind of a tied output head is mended here.
+Weights arrive as safetensors files or, in process, as an iterator; both go through vLLM's own loader, by Hugging Face names.
+A tied output head, which a reload leaves as it was, is packed again.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ TRANSFER_BACKEND = "dcore_file"  # as in dcore_jax.engines.vllm.server
 
 
 def tensor_names(model: Any) -> list[str]:
-    """The Hugging Face names of all tensors that the model wants, fused ones taken apart; a tied head is none."""
+    """The Hugging Face names of the model's tensors: fused ones count as their parts, a tied output head does not count."""
     packed = getattr(model, "packed_modules_mapping", {})
     names = set()
     for name, _ in model.named_parameters(remove_duplicate=False):
@@ -35,7 +35,7 @@ def tensor_names(model: Any) -> list[str]:
 
 
 def repack_tied_head(model: Any) -> None:
-    """vLLM's CPU build multiplies by a packed copy of the head, which a reload of tied weights leaves as it was: pack again."""
+    """Packs a tied output head again: vLLM's CPU build multiplies by a packed copy, which a reload does not update."""
     head, body = getattr(model, "lm_head", None), getattr(model, "model", None)
     embedding = getattr(body, "embed_tokens", None)
     if head is None or embedding is None or not getattr(model.config, "tie_word_embeddings", False):
@@ -47,19 +47,19 @@ def repack_tied_head(model: Any) -> None:
 
 
 class WorkerExtension:
-    """Mixed into vLLM's worker by --worker-extension-cls; called by name, over /collective_rpc or LLM.collective_rpc."""
+    """Methods that --worker-extension-cls adds to vLLM's worker, called by name through /collective_rpc or LLM.collective_rpc."""
 
     def dcore_tensor_names(self) -> list[str]:
         return tensor_names(self._dcore_model())
 
     def dcore_reload(self, folder: str) -> str:
-        """Loads a Hugging Face folder's weights in place of the ones in use."""
+        """Replaces the weights by those of a Hugging Face folder; returns the folder."""
         self.reload_weights(weights_path=folder)  # type: ignore[attr-defined]
         repack_tied_head(self._dcore_model())
         return folder
 
     def dcore_load(self, weights: Iterable[tuple[str, Any]]) -> None:
-        """Loads weights from an iterator of the same process."""
+        """Replaces the weights by those of an iterator in the same process."""
         self.reload_weights(weights_iterator=iter(weights))  # type: ignore[attr-defined]
         repack_tied_head(self._dcore_model())
 
@@ -78,7 +78,7 @@ class FileUpdate(WeightTransferUpdateInfo):
 
 
 class FileTransferEngine(WeightTransferEngine[FileInit, FileUpdate]):
-    """A backend of vLLM's weight-transfer interface that reads safetensors files of a folder both sides see."""
+    """A backend of vLLM's weight-transfer interface that reads safetensors files from a folder which both sides see."""
 
     init_info_cls = FileInit
     update_info_cls = FileUpdate
