@@ -1,12 +1,13 @@
 """Policy losses: from log-probabilities and advantages to a scalar whose sum over microbatches is exact."""
 
-from dcore_jax.losses.aggregation import AGGREGATIONS, aggregate, loss_denominator
+from dcore_jax.losses.aggregation import AGGREGATIONS, Aggregation, aggregate, loss_denominator
 from dcore_jax.losses.importance import EngineGap, engine_gap, truncated_importance_weights
-from dcore_jax.losses.kl import KL_ESTIMATORS, kl_estimate
+from dcore_jax.losses.kl import KL_ESTIMATORS, KLEstimator, kl_estimate
 from dcore_jax.losses.policy import (
     RATIOS,
     PolicyMetrics,
     PolicySums,
+    Ratio,
     add_policy_sums,
     policy_loss,
     policy_metrics,
@@ -16,9 +17,12 @@ __all__ = [
     "AGGREGATIONS",
     "KL_ESTIMATORS",
     "RATIOS",
+    "Aggregation",
     "EngineGap",
+    "KLEstimator",
     "PolicyMetrics",
     "PolicySums",
+    "Ratio",
     "add_policy_sums",
     "aggregate",
     "engine_gap",

@@ -1,24 +1,22 @@
-"""From one number per token to one number per batch, exact however the batch is split into microbatches.
+"""From one loss per token to one loss per batch, exact however the batch is split into microbatches.
 
 Every aggregation is a sum over responses divided by a denominator that is itself a sum over responses.
 Compute the denominator once for the global batch, pass it to every microbatch, and the microbatches' losses
-add up to the whole.
+add up to the loss of the whole.
 """
+
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num, Shaped
 
-from dcore_jax.errors import UserError
+from dcore_jax.errors import UserError, check_choice
 
 # A Python number or a traced scalar.
 Scalar = float | int | np.number | Num[Array, ""]
-AGGREGATIONS = ("token_mean", "sequence_mean", "constant_length", "weighted_token_mean")
-
-
-def _check(aggregation: str) -> None:
-    if aggregation not in AGGREGATIONS:
-        raise UserError(f"aggregation {aggregation!r} is unknown; choose one of {', '.join(AGGREGATIONS)}")
+Aggregation = Literal["token_mean", "sequence_mean", "constant_length", "weighted_token_mean"]
+AGGREGATIONS: tuple[str, ...] = get_args(Aggregation)
 
 
 def loss_denominator(
@@ -30,12 +28,18 @@ def loss_denominator(
 ) -> Float[Array, ""]:
     """What `aggregate`'s sum is divided by; additive over microbatches. Rows with an empty mask do not count.
 
-    `token_mean`: masked tokens. `sequence_mean`: responses. `constant_length`: responses times `max_length`
-    (Dr.GRPO: a constant, so that long responses are not discounted). `weighted_token_mean`: sum of the token
-    weights (ResT's released code). Raises `UserError` for another name or when the argument that the name
-    needs is missing.
+    Args:
+      mask: which tokens are sampled ones.
+      aggregation: `token_mean`: masked tokens (DAPO). `sequence_mean`: responses (GRPO). `constant_length`: responses
+        times `max_length` (Dr.GRPO: a constant, so that long responses are not discounted). `weighted_token_mean`:
+        sum of the token weights (ResT's released code).
+      max_length: longest response allowed, in tokens; only `constant_length` needs it.
+      token_weights: only `weighted_token_mean` needs them.
+
+    Raises:
+      UserError: an unknown aggregation, or the argument that it needs is missing.
     """
-    _check(aggregation)
+    check_choice("aggregation", aggregation, AGGREGATIONS)
     inside = jnp.asarray(mask) != 0
     responses = jnp.sum(inside.any(axis=1), dtype=jnp.float32)
     if aggregation == "token_mean":
@@ -58,9 +62,12 @@ def aggregate(
 ) -> Float[Array, ""]:
     """The numerator: the sum of masked tokens, or for `sequence_mean` the sum of the responses' token means.
 
-    Divide by `loss_denominator` of the global batch. Raises `UserError` for an unknown name.
+    Divide by `loss_denominator` of the global batch.
+
+    Raises:
+      UserError: an unknown aggregation.
     """
-    _check(aggregation)
+    check_choice("aggregation", aggregation, AGGREGATIONS)
     inside = jnp.asarray(mask) != 0
     values = jnp.where(inside, per_token, 0.0)
     if aggregation == "sequence_mean":

@@ -1,4 +1,4 @@
-"""The sampling engine and the trainer never quite agree: how far apart they are, and a bounded correction."""
+"""The mismatch between the log-probabilities of the engine and of the trainer: its size, and truncated importance weights."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from dcore_jax.errors import UserError
+from dcore_jax.errors import check_choice
 from dcore_jax.losses.aggregation import Scalar
 
 
@@ -28,7 +28,10 @@ def engine_gap(
     *,
     cap: Scalar = 2.0,
 ) -> EngineGap:
-    """Trainer against engine over the masked tokens of a whole batch: a metric, without gradient."""
+    """The trainer's log-probabilities compared with the engine's, over the masked tokens; a metric, without gradient.
+
+    `cap` is that of `truncated_importance_weights`. Log-ratios are limited to [-20, 20] before `exp`.
+    """
     inside, gap = _masked_gap(logprobs, engine_logprobs, mask)
     tokens = jnp.maximum(jnp.sum(inside), 1)
     weights = jnp.where(inside, jnp.exp(jnp.clip(gap, -20.0, 20.0)), 0.0)
@@ -53,14 +56,21 @@ def truncated_importance_weights(
 ) -> Float[Array, "responses tokens"]:
     """Truncated importance sampling: `min(pi_old / pi_engine, cap)`, a detached factor of the objective.
 
-    `level` `token`: one weight per token; `sequence`: the product over the response, the same for each of its
-    tokens, unbiased and of higher variance. 0 outside `mask`. Raises `UserError` for another level.
+    Args:
+      old_logprobs: log pi_old of the sampled tokens, by the trainer.
+      engine_logprobs: log-probabilities of the same tokens by the engine that sampled them.
+      mask: which tokens are sampled ones; the weight is 0 elsewhere.
+      cap: largest weight.
+      level: `token`: one weight per token. `sequence`: the product over the response, the same for each of its tokens;
+        unbiased but for the cap, and of higher variance.
+
+    Raises:
+      UserError: an unknown level.
     """
+    check_choice("importance level", level, ("token", "sequence"))
     inside, gap = _masked_gap(old_logprobs, engine_logprobs, mask)
     if level == "sequence":
         gap = jnp.broadcast_to(jnp.sum(gap, axis=1, keepdims=True), gap.shape)
-    elif level != "token":
-        raise UserError(f"importance level {level!r} is unknown; choose token or sequence")
     return jnp.where(inside, jnp.minimum(jnp.exp(jnp.clip(gap, -20.0, 20.0)), cap), 0.0)
 
 

@@ -1,21 +1,22 @@
-"""The clipped policy objective and its relatives (dual clip, GSPO, KL-Cov), and what to watch in training."""
+"""The clipped policy objective with its variants (dual clip, GSPO, KL-Cov), and its training metrics."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
-from dcore_jax.errors import UserError
+from dcore_jax.errors import UserError, check_choice
 from dcore_jax.losses.aggregation import Scalar, aggregate, loss_denominator
 from dcore_jax.losses.kl import kl_estimate
 
-RATIOS = ("token", "sequence")
+Ratio = Literal["token", "sequence"]
+RATIOS: tuple[str, ...] = get_args(Ratio)
 
 
 class PolicySums(NamedTuple):
-    """Sums over masked tokens (and extremes): `add_policy_sums` joins those of microbatches without loss."""
+    """Sums over masked tokens, and extremes; `add_policy_sums` joins those of microbatches exactly."""
 
     tokens: Float[Array, ""]
     clipped_low: Float[Array, ""]  # tokens with A < 0 held at 1 - clip_low
@@ -42,9 +43,8 @@ class PolicyMetrics(NamedTuple):
     ratio_mean: Float[Array, ""]
     ratio_min: Float[Array, ""]
     ratio_max: Float[Array, ""]
-    ess: Float[
-        Array, ""
-    ]  # (sum ratio)^2 / sum ratio^2 / tokens: 1 on-policy, towards 0 when a few tokens dominate
+    # (sum ratio)^2 / sum ratio^2 / tokens: 1 on-policy, towards 0 when a few tokens dominate
+    ess: Float[Array, ""]
 
 
 def add_policy_sums(first: PolicySums, second: PolicySums) -> PolicySums:
@@ -81,10 +81,21 @@ def policy_ratio(
 ) -> Float[Array, "responses tokens"]:
     """Importance ratio of the current to the sampling policy, 1 outside `mask`.
 
-    `token`: pi / pi_old of the token, its logarithm limited to [-20, 20]. `sequence`: GSPO's s_i = (prod pi /
-    pi_old)^(1/|y_i|) in value, with the gradient of the single token: sg[s_i] * pi / sg[pi] (2507.18071, Eq.
-    13-14), its logarithm at most 10. Raises `UserError` for another kind.
+    Args:
+      logprobs: log pi of the sampled tokens; differentiable in them.
+      old_logprobs: log pi_old of the same tokens.
+      mask: which tokens are sampled ones.
+      kind: `token`: pi / pi_old of the token, its logarithm limited to [-20, 20]. `sequence`: GSPO's
+        s_i = (prod pi / pi_old)^(1/|y_i|) in value, with the gradient of the single token, sg[s_i] * pi / sg[pi];
+        its logarithm at most 10.
+
+    Raises:
+      UserError: an unknown kind.
+
+    Source:
+      GSPO, 2507.18071, Eq. 13-14.
     """
+    check_choice("ratio", kind, RATIOS)
     inside = jnp.asarray(mask) != 0
     # Masked before exp: an infinity at a padded position would otherwise poison the gradient.
     log_ratio = jnp.where(
@@ -92,8 +103,6 @@ def policy_ratio(
     )
     if kind == "token":
         return jnp.exp(jnp.clip(log_ratio, -20.0, 20.0))
-    if kind != "sequence":
-        raise UserError(f"ratio {kind!r} is unknown; choose one of {', '.join(RATIOS)}")
     length = jnp.maximum(jnp.sum(inside, axis=1, keepdims=True), 1)
     mean = jax.lax.stop_gradient(jnp.sum(log_ratio, axis=1, keepdims=True) / length)
     own = jnp.where(inside, logprobs - jax.lax.stop_gradient(logprobs), 0.0)
@@ -121,17 +130,36 @@ def policy_loss(
     penalised: Bool[Array | np.ndarray, "responses tokens"] | None = None,
     penalty_coefficient: Scalar = 1.0,
 ) -> tuple[Float[Array, ""], PolicySums]:
-    """The loss to minimise and what to watch. Differentiable in `logprobs` only.
+    """The loss to minimise and the sums for its metrics. Differentiable in `logprobs` only.
 
-    Per token, with r the ratio of `policy_ratio` and A the advantage: `-min(r A, clip(r, 1 - clip_low, 1 +
-    clip_high) A)`, for A < 0 at most `-dual_clip * A`; `None` switches a clip off. Then times `token_weights`
-    (ResT) and `importance_weights` (truncated importance sampling), both detached; plus `penalty_coefficient
-    * |log r|` on the `penalised` tokens (KL-Cov, 2505.22617, whose objective has no clip); plus
-    `kl_coefficient * kl_estimate(logprobs, ref_logprobs)` where `ref_logprobs` are given.
+    Per token, with r the ratio of `policy_ratio` and A the advantage:
+    `-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)`, for A < 0 at most `-dual_clip * A`. Then times `token_weights`
+    and `importance_weights`; plus `penalty_coefficient * |log r|` on the `penalised` tokens; plus
+    `kl_coefficient * kl_estimate(logprobs, ref_logprobs)` where `ref_logprobs` are given. Aggregated by
+    `aggregate(...) / denominator`.
 
-    Aggregated by `aggregate(...) / denominator`. Without `denominator` these arrays are the global batch;
-    with `loss_denominator` of the global batch, losses and gradients of microbatches add up to those of the
-    whole. Raises `UserError` for unknown names and for a KL coefficient without reference log-probabilities.
+    Args:
+      logprobs, old_logprobs: log-probabilities of the sampled tokens, current and of the policy that sampled.
+      advantages: one per token; detached.
+      mask: which tokens are sampled ones; nothing outside it reaches loss or gradient.
+      clip_low, clip_high, dual_clip: None switches the clip off.
+      ratio: `token` or `sequence`, as in `policy_ratio`.
+      aggregation: as in `loss_denominator`.
+      denominator: `loss_denominator` of the global batch; with it, losses and gradients of microbatches add up to
+        those of the whole. None: these arrays are the global batch.
+      max_length: longest response allowed, in tokens, for `constant_length` without a `denominator`.
+      token_weights: ResT's weights; detached.
+      importance_weights: of truncated importance sampling; detached.
+      ref_logprobs: log-probabilities under the reference model; detached.
+      kl_coefficient, kl_estimator: of the KL term, as in `kl_estimate`.
+      penalised: the tokens of KL-Cov, whose objective has no clip.
+      penalty_coefficient: of KL-Cov's penalty.
+
+    Raises:
+      UserError: an unknown name, or a KL coefficient without reference log-probabilities.
+
+    Source:
+      PPO, 1707.06347, Eq. 7; dual clip, 1912.09729; ResT, 2509.21826; KL-Cov, 2505.22617.
     """
     inside = jnp.asarray(mask) != 0
     logprobs = jnp.asarray(logprobs, jnp.float32)
