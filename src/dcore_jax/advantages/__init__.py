@@ -1,14 +1,17 @@
-"""Advantages: from rewards and entropies to one number for every sampled token. Pure, jittable functions."""
+"""Advantages: from rewards and entropies to one number per sampled token. Pure, jittable functions."""
 
 from dcore_jax.advantages.covariance import kl_cov_selection
 from dcore_jax.advantages.entropy_shaped import (
     ENTROPY_SOURCES,
     TRIGGERS,
+    EntropySource,
+    Trigger,
     da_grpo,
     entropy_bonus,
     entropy_triggered,
     rl_zvp,
     select_entropy,
+    shape_by_entropy,
 )
 from dcore_jax.advantages.filters import drop_overlong, has_reward_variance, soft_overlong_penalty
 from dcore_jax.advantages.group_relative import GroupStatistics, dr_grpo, group_statistics, grpo
@@ -18,12 +21,15 @@ from dcore_jax.advantages.region_weighted import (
     region_entropy,
     rest_weights,
 )
+from dcore_jax.advantages.zero_variance import zero_variance_groups
 
 __all__ = [
     "ENTROPY_SOURCES",
     "TRIGGERS",
+    "EntropySource",
     "GroupStatistics",
     "RegionEntropy",
+    "Trigger",
     "da_grpo",
     "dr_grpo",
     "drop_overlong",
@@ -38,5 +44,7 @@ __all__ = [
     "rest_weights",
     "rl_zvp",
     "select_entropy",
+    "shape_by_entropy",
     "soft_overlong_penalty",
+    "zero_variance_groups",
 ]

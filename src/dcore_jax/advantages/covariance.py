@@ -15,11 +15,14 @@ def kl_cov_selection(
     *,
     ratio: Scalar = 0.002,
 ) -> Bool[Array, "responses tokens"]:
-    """The share `ratio` of the masked tokens, at least one, whose covariance is largest (2505.22617).
+    """The share `ratio` of the masked tokens, at least one, whose covariance is largest; detached.
 
-    `cov_t = (log pi(y_t) - mean log pi) * (A_t - mean A)`, means over all masked tokens. Give it the whole
-    minibatch, so that the choice does not depend on how the minibatch is split into microbatches. Of equal
-    covariances the earlier token in row order is taken. Detached.
+    `cov_t = (log pi(y_t) - mean log pi) * (A_t - mean A)`, with means over all masked tokens. Pass all tokens among
+    which to choose, so that the choice does not depend on the split into microbatches. Of equal covariances the
+    earlier token in row order is taken.
+
+    Source:
+      2505.22617.
     """
     inside = token_mask(mask)
     count = jnp.sum(inside)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, Shaped
 
 from dcore_jax.advantages.group_relative import Scalar, token_mask
-from dcore_jax.errors import UserError
+from dcore_jax.errors import check_choice
 from dcore_jax.regions.region import Region, RegionValues
 
 REGIONS = len(Region)
@@ -41,19 +41,23 @@ def region_entropy(
 def entropy_region_weights(
     mean_entropy: Float[Array | np.ndarray, "5"], *, kind: str = "inverse"
 ) -> Float[Array, "5"]:
-    """ResT's initial weights from the regions' mean entropies in nats (Eq. 9 and Theorem 2).
+    """ResT's initial weights from the regions' mean entropies in nats.
 
-    `inverse`: 1 / H; `collision`: 1 / (1 - exp(-H)), whose denominator bounds 1 - sum p^2 (Lemma 2). A region
-    without tokens (NaN) gets weight 1. Weights of nearly certain regions are huge until `rest_weights` clips
-    them. Raises `UserError` for another kind.
+    Weights of nearly certain regions are huge until `rest_weights` clips them.
+
+    Args:
+      mean_entropy: indexed by `Region`; a region without tokens (NaN) gets weight 1.
+      kind: `inverse`: 1 / H. `collision`: 1 / (1 - exp(-H)), whose denominator bounds 1 - sum p^2 (Lemma 2).
+
+    Raises:
+      UserError: an unknown kind.
+
+    Source:
+      ResT, 2509.21826, Eq. 9 and Theorem 2.
     """
+    check_choice("kind of entropy weights", kind, ("inverse", "collision"))
     entropy = jnp.maximum(jnp.asarray(mean_entropy, jnp.float32), 1e-8)
-    if kind == "inverse":
-        weights = 1.0 / entropy
-    elif kind == "collision":
-        weights = -1.0 / jnp.expm1(-entropy)
-    else:
-        raise UserError(f"entropy weights {kind!r} are unknown; choose inverse or collision")
+    weights = 1.0 / entropy if kind == "inverse" else -1.0 / jnp.expm1(-entropy)
     return jnp.where(jnp.isnan(weights), 1.0, weights)
 
 
@@ -68,16 +72,24 @@ def rest_weights(
     weight_min: Scalar = 0.001,
     weight_max: Scalar = 8.0,
 ) -> Float[Array, "responses tokens"]:
-    """Every token's weight (ResT Eq. 16-19): its region's `initial + rate * progress`, clipped and normalised.
+    """Every token's weight: its region's `initial + rate * progress`, clipped, then normalised to mean 1.
 
-    `initial` is clipped to `[weight_min, weight_max]` too, so that a weight from above the range begins to fall
-    at once. A rise stops at the region's ceiling: `min(initial + rate * progress, max(ceiling, initial))`.
+    Weights are clipped to `[weight_min, weight_max]` and divided by their mean over the masked tokens of the response
+    that have a positive weight. 0 outside `mask`.
 
-    `rates` are signed: format falls, parameters and thinking rise, names stay. `progress` is in the unit that
-    the rates are given for; the authors' code counts training steps. Weights are clipped to `[weight_min,
-    weight_max]`, then divided by their mean over the response's masked tokens of positive weight, so that
-    mean is 1. A region whose initial weight is 0 is left out: its tokens weigh 0 and do not count in the
-    mean. 0 outside `mask`.
+    Args:
+      regions: the `Region` of every token.
+      mask: which tokens are sampled ones.
+      initial: starting weight of each region, clipped to `[weight_min, weight_max]` too, so that a weight from above
+        the range begins to fall at once. A region that starts at 0 is left out: its tokens weigh 0 and do not count in
+        the mean.
+      rates: signed change per unit of `progress`: format falls, parameters and thinking rise, names stay.
+      ceilings: where a rise stops: `min(initial + rate * progress, max(ceiling, initial))`.
+      progress: in the unit that the rates are given for; the authors' code counts training steps.
+      weight_min, weight_max: bounds before the normalisation.
+
+    Source:
+      ResT, 2509.21826, Eq. 16-19.
     """
     start = jnp.asarray(initial.table() if isinstance(initial, RegionValues) else initial, jnp.float32)
     left_out = start <= 0

@@ -1,4 +1,4 @@
-"""An algorithm's config carried out: from rollouts to a batch, and from a batch to the loss."""
+"""The two steps of every algorithm: from a step's rollouts to a batch, and from the batch to the loss."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,10 @@ from dcore_jax.regions.region import Region, RegionValues
 
 
 class PolicyBatch(NamedTuple):
-    """What the loss needs beside the current policy, row by row: slices along axis 0 are minibatches and microbatches."""
+    """What the loss needs besides the current policy, one row per response.
+
+    Slices along axis 0 are minibatches and microbatches.
+    """
 
     mask: Bool[Array, "responses tokens"]
     old_logprobs: Float[Array, "responses tokens"]
@@ -44,12 +47,27 @@ def policy_batch(
 ) -> PolicyBatch:
     """Advantages, weights and selections of a whole step's rollouts, as `config` says.
 
-    `rewards` come with any overlong penalty already added. `correct` marks the responses with exactly the
-    reference's calls (RL-ZVP). Entropies are in nats. `progress` counts training steps (ResT), which may hold
-    several updates. `region_entropy` are the mean entropies that `inverse` and `collision` start from, to be
-    kept from the first step on; taken from this batch when not given. With `entropy_source="current"` the
-    tokens to replace are marked and `policy_batch_loss` fills in the bonus. Raises `UserError` for an input
-    that the config needs and lacks.
+    The advantages are those of `advantages.grpo`, `dr_grpo`, `da_grpo` or `rl_zvp`. With `entropy_source="current"`
+    the entropies exist only at the update: the batch holds GRPO's advantages and marks the tokens to replace, and
+    `policy_batch_loss` shapes them as `da_grpo` does.
+
+    Args:
+      config: the algorithm.
+      rewards: with any overlong penalty already added.
+      groups: any integers; groups must be complete.
+      mask: which tokens are sampled ones.
+      old_logprobs: log-probabilities of the tokens under the policy that sampled, by the trainer.
+      correct: the responses with exactly the reference's calls (RL-ZVP).
+      old_entropy: entropies of the policy that sampled, in nats.
+      ref_logprobs: log-probabilities under the reference model, for the KL term.
+      engine_logprobs: log-probabilities by the engine that sampled, for the importance weights.
+      regions: the `Region` of every token (ResT).
+      region_entropy: mean entropy of each region in nats, from which `inverse` and `collision` start; keep that of
+        the first step. None: taken from this batch.
+      progress: training steps done, each of which may hold several updates (ResT).
+
+    Raises:
+      UserError: an input that the config needs is missing.
     """
     inside = jnp.asarray(mask) != 0
     old_logprobs = jnp.asarray(old_logprobs, jnp.float32)
@@ -88,12 +106,10 @@ def _advantages(
     config: AlgorithmConfig, rewards, groups, inside, old_logprobs, old_entropy, correct
 ) -> tuple[Array, Array]:
     """The advantage of every token, and which of them are shaped by entropy."""
-    nowhere = jnp.zeros_like(inside)
-    if config.advantage == "dr_grpo":
-        return adv.dr_grpo(rewards, groups, inside), nowhere
-    values = adv.grpo(rewards, groups, inside)
     if config.advantage == "grpo":
-        return values, nowhere
+        return adv.grpo(rewards, groups, inside), jnp.zeros_like(inside)
+    if config.advantage == "dr_grpo":
+        return adv.dr_grpo(rewards, groups, inside), jnp.zeros_like(inside)
     replaced = adv.entropy_triggered(rewards, groups, inside, zeta=config.zeta, trigger=config.trigger)
     if config.advantage == "rl_zvp":
         values = adv.rl_zvp(
@@ -107,12 +123,21 @@ def _advantages(
             zeta=config.zeta,
             trigger=config.trigger,
         )
-        return values, replaced
-    if config.entropy_source == "current":
-        return values, replaced
-    entropy = adv.select_entropy(config.entropy_source, old=old_entropy, old_logprobs=old_logprobs)
-    bonus = adv.entropy_bonus(entropy, alpha=config.alpha, delta=config.delta, scale=config.scale)
-    return jnp.where(replaced, bonus, values), replaced
+    elif config.entropy_source == "current":
+        values = adv.grpo(rewards, groups, inside)
+    else:
+        values = adv.da_grpo(
+            rewards,
+            groups,
+            adv.select_entropy(config.entropy_source, old=old_entropy, old_logprobs=old_logprobs),
+            inside,
+            alpha=config.alpha,
+            delta=config.delta,
+            scale=config.scale,
+            zeta=config.zeta,
+            trigger=config.trigger,
+        )
+    return values, replaced
 
 
 def _region_weights(config: AlgorithmConfig, regions, inside, old_entropy, region_entropy, progress) -> Array:
@@ -124,9 +149,8 @@ def _region_weights(config: AlgorithmConfig, regions, inside, old_entropy, regio
         by_entropy = adv.entropy_region_weights(region_entropy, kind=config.region_weighting)
         # Entropy says nothing about text that is no region: it keeps the weight of the table.
         initial = by_entropy.at[Region.OUTSIDE].set(config.region_weights.outside)
-        ceilings = RegionValues(
-            *[config.weight_max] * len(Region)
-        )  # the table's are below most of these starts
+        # The table's ceilings are below most of these starts.
+        ceilings = RegionValues(*[config.weight_max] * len(Region))
     return adv.rest_weights(
         regions,
         inside,
@@ -142,7 +166,13 @@ def _region_weights(config: AlgorithmConfig, regions, inside, old_entropy, regio
 def policy_batch_denominator(
     config: AlgorithmConfig, batch: PolicyBatch, *, max_length: int | None = None
 ) -> Float[Array, ""]:
-    """The denominator of a minibatch's loss: compute it once, pass it to every microbatch's `policy_batch_loss`."""
+    """The denominator of a minibatch's loss: compute it once, pass it to every microbatch's `policy_batch_loss`.
+
+    `max_length` is the longest response allowed, in tokens; only `constant_length` needs it.
+
+    Raises:
+      UserError: what the aggregation needs is missing.
+    """
     return losses.loss_denominator(
         batch.mask, config.aggregation, max_length=max_length, token_weights=batch.token_weights
     )
@@ -158,14 +188,22 @@ def policy_batch_loss(
 ) -> tuple[Float[Array, ""], losses.PolicySums]:
     """The loss of a microbatch as `config` says; summed over the microbatches it is the loss of the minibatch.
 
-    `entropy` (nats, of the current policy) is needed by `entropy_source="current"` only. Differentiable in
-    `logprobs`.
+    Args:
+      config: the algorithm.
+      logprobs: log-probabilities of the tokens under the current policy; the loss is differentiable in them.
+      batch: rows of what `policy_batch` made; they may cut groups apart.
+      denominator: `policy_batch_denominator` of the whole minibatch.
+      entropy: entropies of the current policy in nats; needed by `entropy_source="current"` only.
+
+    Raises:
+      UserError: `entropy` is needed and missing.
     """
     values = batch.advantages
     if config.advantage == "da_grpo" and config.entropy_source == "current":
         current = adv.select_entropy("current", current=entropy)
-        bonus = adv.entropy_bonus(current, alpha=config.alpha, delta=config.delta, scale=config.scale)
-        values = jnp.where(batch.replaced, bonus, values)
+        values = adv.shape_by_entropy(
+            values, batch.replaced, current, alpha=config.alpha, delta=config.delta, scale=config.scale
+        )
     return losses.policy_loss(
         logprobs,
         batch.old_logprobs,
