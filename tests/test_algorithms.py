@@ -47,7 +47,7 @@ def test_the_page_names_every_algorithm():
 def test_unknown_names_are_refused_in_one_line():
     with pytest.raises(UserError, match="algorithm 'ppo' is unknown; choose one of da_grpo, grpo"):
         algorithm_preset("ppo")
-    with pytest.raises(UserError, match="preset 'best' is unknown; choose paper or release"):
+    with pytest.raises(UserError, match="preset 'best' is unknown; choose one of paper, release"):
         algorithm_preset("grpo", "best")
 
 

@@ -6,14 +6,9 @@ from dcore_jax.algorithms.batch import (
     policy_batch_denominator,
     policy_batch_loss,
 )
-from dcore_jax.algorithms.config import (
-    ALGORITHMS,
-    PRESETS,
-    AlgorithmConfig,
-    AlgorithmName,
-    PresetName,
-    algorithm_preset,
-)
+from dcore_jax.algorithms.config import AlgorithmConfig
+from dcore_jax.algorithms.presets import ALGORITHMS, PRESETS, AlgorithmName, PresetName, algorithm_preset
+from dcore_jax.algorithms.relevance import check_changes, relevant_fields
 
 __all__ = [
     "ALGORITHMS",
@@ -23,7 +18,9 @@ __all__ = [
     "PolicyBatch",
     "PresetName",
     "algorithm_preset",
+    "check_changes",
     "policy_batch",
     "policy_batch_denominator",
     "policy_batch_loss",
+    "relevant_fields",
 ]

@@ -1,18 +1,18 @@
-"""Every algorithm as one frozen record of numbers, each with its source.
+"""An algorithm as one frozen record of numbers, each with its source.
 
-`paper` is what the algorithm's own text says; `release` is what the published code of D-CORE and ResT runs.
+The defaults are GRPO as D-CORE's release runs it; `presets.py` has every algorithm by name.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args, get_origin, get_type_hints
 
-from dcore_jax.errors import UserError
-from dcore_jax.regions.region import PAPER_RULES, RELEASE_RULES, RegionRules, RegionValues
-
-AlgorithmName = Literal["da_grpo", "grpo", "dr_grpo", "dapo", "gspo", "rest", "rl_zvp", "kl_cov"]
-PresetName = Literal["paper", "release"]
-Aggregation = Literal["token_mean", "sequence_mean", "constant_length", "weighted_token_mean"]
-ALGORITHMS: tuple[str, ...] = get_args(AlgorithmName)
+from dcore_jax.advantages import EntropySource, Trigger
+from dcore_jax.errors import UserError, check_choice
+from dcore_jax.losses import Aggregation, KLEstimator, Ratio
+from dcore_jax.regions.region import PAPER_RULES, RegionRules, RegionValues
 
 # ResT Table F.1 (Qwen3). The text gives no number for tokens outside the regions: 1 is neutral.
 _QWEN3_WEIGHTS = RegionValues(outside=1.0, format=0.95, name=1.2, parameters=0.8, thinking=0.016)
@@ -22,74 +22,112 @@ _CEILINGS = RegionValues(outside=1.0, format=1.0, name=1.2, parameters=1.2, thin
 
 @dataclass(frozen=True)
 class AlgorithmConfig:
-    """What turns rewards and log-probabilities into a loss. The defaults are GRPO as D-CORE's release runs it."""
+    """What turns rewards and log-probabilities into a loss.
 
-    # Which function of dcore_jax.advantages; DAPO, GSPO, ResT and KL-Cov all start from GRPO's.
+    Raises:
+      UserError: a number outside its range, or an unknown choice, on construction.
+    """
+
     advantage: Literal["grpo", "dr_grpo", "da_grpo", "rl_zvp"] = "grpo"
-    # Slope of the entropy bonus psi(H) = min(alpha H, delta): D-CORE Eq. 7, 0.1 (its Table 3 sweeps it).
+    """Advantage function; DAPO, GSPO, ResT and KL-Cov use GRPO's."""
     alpha: float = 0.1
-    # Ceiling of the bonus: D-CORE, 0.5.
+    """Slope of the entropy bonus min(alpha * H, delta), per nat. 0.1 in D-CORE Eq. 7; its Table 3 sweeps 0.01 to 1."""
     delta: float = 0.5
-    # How often the bonus is added: 1 in D-CORE Eq. 7, 2 in the released code (aliased tensors).
+    """Ceiling of the entropy bonus min(alpha * H, delta). 0.5 in D-CORE."""
     scale: float = 1.0
-    # Rewards this close to their group's mean count as equal: D-CORE Eq. 6's zeta, a rounding tolerance.
+    """Factor of the entropy bonus. 1 in D-CORE Eq. 7; 2 in the released code, which adds the bonus twice."""
     zeta: float = 1e-8
-    # Which responses: zero, at their group's mean (D-CORE Eq. 20, released code); group, without variance (2509.21880);
-    # below, D-CORE's Eq. 6 as printed.
-    trigger: Literal["zero", "group", "below"] = "zero"
-    # RL-ZVP's correct responses: those with exactly the reference's calls, or with a reward above 0 (release).
+    """Distance from the group's mean reward that counts as none. D-CORE Eq. 6's zeta, a rounding tolerance."""
+    trigger: Trigger = "zero"
+    """Which responses take the entropy-shaped advantage.
+    zero: those at their group's mean (D-CORE Eq. 20, release);
+    group: those of a group without reward variance (RL-ZVP, 2509.21880);
+    below: those with A < zeta (D-CORE Eq. 6 as printed)."""
     correct: Literal["calls", "reward"] = "calls"
-    # Whose entropy: of the sampling policy (release), of the updated policy, -log pi_old (Theorem A.2).
-    entropy_source: Literal["old", "current", "surprisal"] = "old"
+    """Which responses are correct for RL-ZVP.
+    calls: those with exactly the reference's calls;
+    reward: those with a reward above 0 (release)."""
+    entropy_source: EntropySource = "old"
+    """Entropy in DA-GRPO's bonus, in nats.
+    old: of the policy that sampled (release);
+    current: of the policy being updated;
+    surprisal: -log pi_old of the token (D-CORE Theorem A.2)."""
 
-    # token: PPO's ratio; sequence: GSPO's.
-    ratio: Literal["token", "sequence"] = "token"
-    # Lower clip: 0.2 in D-CORE's appendix and DAPO, 3e-4 in GSPO, None (no clip) in KL-Cov.
+    ratio: Ratio = "token"
+    """Importance ratio of each token (PPO) or of the whole response (GSPO)."""
     clip_low: float | None = 0.2
-    # Upper clip: 0.2 in D-CORE's appendix, 0.28 in DAPO, 4e-4 in GSPO, None in KL-Cov.
+    """The ratio is clipped below at 1 - clip_low; None: no clip. 0.2 in D-CORE and DAPO, 3e-4 in GSPO."""
     clip_high: float | None = 0.2
-    # Bound for negative advantages (1912.09729): 3 in D-CORE, 10 in its DAPO script, None is no bound.
+    """The ratio is clipped above at 1 + clip_high; None: no clip. 0.2 in D-CORE, 0.28 in DAPO, 4e-4 in GSPO."""
     dual_clip: float | None = 3.0
-    # token_mean: DAPO, the releases; sequence_mean: GRPO's and D-CORE's text; constant_length: Dr.GRPO.
+    """Bound of the ratio where A < 0 (1912.09729); None: no bound.
+    3 is the default of the framework behind D-CORE's release, 10 its DAPO script's; no paper's text has it."""
     aggregation: Aggregation = "token_mean"
-    # KL to the reference model in the loss: D-CORE 0.001; 0 in DAPO, Dr.GRPO, KL-Cov and ResT.
+    """How the tokens' losses become one number.
+    token_mean: sum / tokens (DAPO, release);
+    sequence_mean: mean of the responses' means (GRPO's and D-CORE's text);
+    constant_length: sum / (responses * longest response allowed) (Dr.GRPO);
+    weighted_token_mean: sum / sum of the region weights (ResT's release)."""
     kl_coefficient: float = 0.001
-    # k3 is D-CORE's text, low_var_kl the released code's clamped k3.
-    kl_estimator: Literal["k1", "k2", "k3", "low_var_kl"] = "low_var_kl"
-    # Cap of the truncated importance weights against the engine; none of the papers has them. 2 is usual.
+    """Coefficient of the KL to the reference model in the loss. 0.001 in D-CORE; 0 in DAPO, Dr.GRPO, KL-Cov, ResT."""
+    kl_estimator: KLEstimator = "low_var_kl"
+    """Estimator of the KL to the reference model, with d = log pi_ref - log pi.
+    k1: -d;
+    k2: d^2 / 2;
+    k3: exp(d) - d - 1 (D-CORE's text);
+    low_var_kl: k3 cut off at 10 (release)."""
     importance_cap: float | None = None
+    """Cap of the importance weights pi_trainer / pi_engine; None: off. None of the papers has it; 2 is usual."""
 
-    # Drop groups without reward variance and sample again: DAPO, the release's GRPO with dynamic sampling.
     dynamic_sampling: bool = False
-    # Rounds of sampling before giving up: 10 in the release's DAPO script.
+    """Replace groups without reward variance by new samples. DAPO, and a GRPO baseline of D-CORE's release."""
     max_sampling_rounds: int = 10
-    # Last share of the length limit where DAPO's penalty rises: 4096/20480, release 1024/4096; 0 is off.
+    """Sampling rounds in one step before groups without variance are kept. 10 in the release's DAPO script."""
     overlong_buffer: float = 0.0
-    # Height of that penalty: 1 in DAPO and in the release.
+    """Last share of the length limit in which DAPO's penalty rises; 0: off. 4096/20480, in the release 1024/4096."""
     overlong_factor: float = 1.0
-    # Leave responses that were cut off out of the loss: a variant of DAPO, off in every preset.
+    """Largest overlong penalty, in units of reward. 1 in DAPO and in the release."""
     drop_overlong: bool = False
+    """Leave responses that were cut off out of the loss. A variant in DAPO, off in every preset."""
 
-    # Share of tokens that KL-Cov penalises: 0.002 in 2505.22617 (7B) and in the release; 0 is off.
     kl_cov_ratio: float = 0.0
-    # Coefficient of KL-Cov's penalty: 1 in 2505.22617 and in the release.
+    """Share of tokens that KL-Cov penalises; 0: off. 0.002 in 2505.22617 (7B) and in the release."""
     kl_cov_coefficient: float = 1.0
+    """Coefficient of KL-Cov's penalty. 1 in 2505.22617 and in the release."""
 
-    # ResT's initial weights: fixed (the table), inverse 1/H or collision 1/(1 - exp(-H)) (2509.21826 Eq. 9).
     region_weighting: Literal["none", "fixed", "inverse", "collision"] = "none"
-    # Table of initial weights: ResT Table F.1 (Qwen3); the release runs Table F.2 (Llama) for every model.
+    """Initial weights of ResT's regions (2509.21826 Eq. 9), H a region's mean entropy in nats.
+    none: no weights;
+    fixed: region_weights;
+    inverse: 1 / H;
+    collision: 1 / (1 - exp(-H))."""
     region_weights: RegionValues = _QWEN3_WEIGHTS
-    # Change per training step: ResT Table F.1's alpha_f = alpha_p = 0.003 and alpha_t = 6e-5.
+    """Initial weights of ResT's regions; 0 leaves a region out. Table F.1 (Qwen3); the release runs Table F.2 (Llama)."""
     region_rates: RegionValues = _QWEN3_RATES
-    # Where a rise of the fixed table ends: at the name's weight, thinking at 1 (release); the text gives no ceilings, and
-    # weights from entropies rise to weight_max.
+    """Change of the region weights per training step. ResT Table F.1: alpha_f = alpha_p = 0.003, alpha_t = 6e-5."""
     region_ceilings: RegionValues = _CEILINGS
-    # Weights are clipped before they are normalised: from 0.001 in the release.
+    """Where a rise of the fixed weights stops; those from entropies rise to weight_max. 1.2 and 1 are the release's."""
     weight_min: float = 0.001
-    # To 8 in the release.
+    """Lower bound of the region weights before they are normalised to mean 1. 0.001 in ResT's release."""
     weight_max: float = 8.0
-    # Borders of regions: all calls and their syntax, or the first call of a block and tags (release).
+    """Upper bound of the region weights before they are normalised to mean 1. 8 in ResT's release."""
     region_rules: RegionRules = PAPER_RULES
+    """Borders of the regions, for the weights and for the entropies that a run logs by region."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal:
+                check_choice(f"algorithm.{name}", getattr(self, name), get_args(hint))
+        for name, (allowed, words) in _NUMBERS.items():
+            _check_number(name, getattr(self, name), allowed, words)
+        for name in ("region_weights", "region_rates", "region_ceilings"):
+            allowed, words = _ANY if name == "region_rates" else _NOT_NEGATIVE
+            for region, value in dataclasses.asdict(getattr(self, name)).items():
+                _check_number(f"{name}.{region}", value, allowed, words)
+        if self.weight_min > self.weight_max:
+            raise UserError(
+                f"algorithm.weight_min={self.weight_min} must be at most algorithm.weight_max={self.weight_max}"
+            )
 
     @property
     def needs_reference(self) -> bool:
@@ -113,58 +151,28 @@ class AlgorithmConfig:
         return shaped or self.region_weighting in ("inverse", "collision")
 
 
-def _presets() -> dict[tuple[str, str], AlgorithmConfig]:
-    release = AlgorithmConfig()
-    # D-CORE's text: mean over each sequence first, plain k3.
-    paper = replace(release, aggregation="sequence_mean", kl_estimator="k3")
-    dr_grpo = AlgorithmConfig(advantage="dr_grpo", aggregation="constant_length", kl_coefficient=0.0)
-    dapo = AlgorithmConfig(clip_high=0.28, kl_coefficient=0.0, dynamic_sampling=True, overlong_buffer=0.2)
-    gspo = AlgorithmConfig(
-        ratio="sequence", clip_low=3e-4, clip_high=4e-4, dual_clip=None, aggregation="sequence_mean"
-    )
-    kl_cov = AlgorithmConfig(
-        clip_low=None, clip_high=None, dual_clip=None, kl_coefficient=0.0, kl_cov_ratio=0.002
-    )
-    rest = AlgorithmConfig(kl_coefficient=0.0, region_weighting="fixed")
-    return {
-        ("da_grpo", "paper"): replace(paper, advantage="da_grpo"),
-        ("da_grpo", "release"): replace(release, advantage="da_grpo", scale=2.0),
-        ("grpo", "paper"): paper,
-        ("grpo", "release"): release,
-        # 2503.20783 has PPO's clip alone; the release has no script, its manual turns the same three
-        # switches.
-        ("dr_grpo", "paper"): replace(dr_grpo, dual_clip=None),
-        ("dr_grpo", "release"): dr_grpo,
-        ("dapo", "paper"): replace(dapo, dual_clip=None),
-        ("dapo", "release"): replace(dapo, dual_clip=10.0, overlong_buffer=0.25),
-        # 2507.18071 leaves the KL term out; the release's script keeps it.
-        ("gspo", "paper"): replace(gspo, kl_coefficient=0.0),
-        ("gspo", "release"): gspo,
-        ("rest", "paper"): replace(rest, aggregation="sequence_mean"),
-        # The authors' code runs the Llama values for every model, keeps format constant and caps parameters
-        # at 1.2.
-        ("rest", "release"): replace(
-            rest,
-            aggregation="weighted_token_mean",
-            region_weights=RegionValues(outside=0.0, format=1.0, name=1.2, parameters=0.6, thinking=0.6),
-            region_rates=RegionValues(parameters=0.002, thinking=0.002),
-            region_rules=RELEASE_RULES,
-        ),
-        ("rl_zvp", "paper"): replace(paper, advantage="rl_zvp", trigger="group"),
-        ("rl_zvp", "release"): replace(release, advantage="rl_zvp", scale=2.0, correct="reward"),
-        ("kl_cov", "paper"): kl_cov,
-        ("kl_cov", "release"): kl_cov,
-    }
+_Range = tuple[Callable[[float], bool], str]
+_ANY: _Range = (lambda x: True, "")
+_NOT_NEGATIVE: _Range = (lambda x: x >= 0, " and at least 0")
+_SHARE: _Range = (lambda x: 0 <= x <= 1, " and in [0, 1]")
+_NUMBERS: dict[str, _Range] = {
+    **dict.fromkeys(("alpha", "delta", "scale", "zeta"), _NOT_NEGATIVE),
+    "clip_low": (lambda x: 0 <= x < 1, " and in [0, 1), or None for no clip"),
+    "clip_high": (lambda x: x >= 0, " and at least 0, or None for no clip"),
+    "dual_clip": (lambda x: x > 1, " and above 1, or None for no bound"),
+    "kl_coefficient": _NOT_NEGATIVE,
+    "importance_cap": (lambda x: x > 0, " and above 0, or None for no importance weights"),
+    "max_sampling_rounds": (lambda x: x >= 1, " and at least 1"),
+    "overlong_buffer": _SHARE,
+    "overlong_factor": _NOT_NEGATIVE,
+    "kl_cov_ratio": _SHARE,
+    "kl_cov_coefficient": _NOT_NEGATIVE,
+    "weight_min": _NOT_NEGATIVE,
+    "weight_max": (lambda x: x > 0, " and above 0"),
+}
 
 
-# (algorithm, preset) -> config.
-PRESETS = _presets()
-
-
-def algorithm_preset(algorithm: str, preset: str = "paper") -> AlgorithmConfig:
-    """The config of an algorithm by name. Raises `UserError` that lists the names."""
-    if algorithm not in ALGORITHMS:
-        raise UserError(f"algorithm {algorithm!r} is unknown; choose one of {', '.join(ALGORITHMS)}")
-    if preset not in get_args(PresetName):
-        raise UserError(f"preset {preset!r} is unknown; choose paper or release")
-    return PRESETS[algorithm, preset]
+def _check_number(name: str, value: float | int | None, allowed: Callable[[float], bool], words: str) -> None:
+    """Raises UserError unless `value` is None, or finite and `allowed`; the type says where None may stand."""
+    if value is not None and not (math.isfinite(value) and allowed(value)):
+        raise UserError(f"algorithm.{name}={value} must be finite{words}")

@@ -29,10 +29,10 @@ class Span(NamedTuple):
 class RegionRules:
     """Where the paper's text and the authors' code draw the borders of regions differently."""
 
-    # False: only the first call of a block is found, as the released code's search does.
     all_calls: bool = True
-    # True: braces, keys, commas and newlines that the call syntax needs are FORMAT; False: only tags are.
+    """Mark every call of a block; otherwise only the first, as the released code's search does."""
     punctuation_is_format: bool = True
+    """Braces, keys, commas and line breaks that the call syntax needs are FORMAT; otherwise only tags are."""
 
 
 PAPER_RULES = RegionRules(all_calls=True, punctuation_is_format=True)
@@ -44,10 +44,15 @@ class RegionValues:
     """One number for each region: initial weights, rates of change, or ceilings."""
 
     outside: float = 0.0
+    """For tokens that belong to no other region."""
     format: float = 0.0
+    """For tags and call syntax."""
     name: float = 0.0
+    """For tool names."""
     parameters: float = 0.0
+    """For arguments of calls."""
     thinking: float = 0.0
+    """For the thought."""
 
     def table(self) -> tuple[float, float, float, float, float]:
         """The values in the order of `Region`, to be indexed by region numbers."""
