@@ -22,6 +22,7 @@ RESPONSES = 8
 grpo, dr_grpo, rl_zvp = map(jax.jit, (adv.grpo, adv.dr_grpo, adv.rl_zvp))
 da_grpo = jax.jit(adv.da_grpo, static_argnames="trigger")
 kl_cov_selection = jax.jit(adv.kl_cov_selection)
+zero_variance_groups, has_reward_variance = map(jax.jit, (adv.zero_variance_groups, adv.has_reward_variance))
 
 
 @st.composite
@@ -193,7 +194,7 @@ def test_entropy_sources_select_their_arrays_and_carry_no_gradient():
         assert np.any(np.asarray(function(rewards, groups, old, ones)) != 0)
 
 
-def test_unknown_words_are_told_apart_in_one_line():
+def test_unknown_names_are_refused_in_one_line():
     rewards, groups, ones = np.ones(1), np.zeros(1, np.int32), np.ones((1, 2), np.float32)
     with pytest.raises(UserError, match="trigger 'never' is unknown; choose one of zero, group, below"):
         adv.da_grpo(rewards, groups, ones, ones, trigger="never")
@@ -201,7 +202,9 @@ def test_unknown_words_are_told_apart_in_one_line():
         adv.select_entropy("new", old=ones)
     with pytest.raises(UserError, match="'current' was chosen but its array was not given"):
         adv.select_entropy("current", old=ones)
-    with pytest.raises(UserError, match="entropy weights 'log' are unknown"):
+    with pytest.raises(
+        UserError, match="kind of entropy weights 'log' is unknown; choose one of inverse, collision"
+    ):
         adv.entropy_region_weights(np.ones(5, np.float32), kind="log")
     with pytest.raises(UserError, match="overlong buffer 9 must be above 0 and at most max_length 8"):
         adv.soft_overlong_penalty(np.ones(2), max_length=8, buffer=9)
@@ -251,6 +254,44 @@ def test_dynamic_sampling_keeps_groups_with_variance_and_groups_of_one():
     rewards = np.array([1.0, 1.0, 0.0, 1.0, 0.1 + 0.2, 0.3, 5.0])
     groups = np.array([0, 0, 1, 1, 2, 2, 3])
     assert adv.has_reward_variance(rewards, groups).tolist() == [False, False, True, True, False, False, True]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.floats(2**-10, 2**10, width=32),
+    st.sampled_from([-1.0, 1.0]),
+    st.lists(st.integers(0, 24), min_size=RESPONSES, max_size=RESPONSES),
+    st.lists(st.integers(0, 2), min_size=RESPONSES, max_size=RESPONSES),
+)
+def test_host_and_device_agree_on_near_ties_and_grpo_is_0_exactly_there(size, sign, units, groups):
+    """Rewards up to 24 units in the last place apart, on both sides of the tolerance."""
+    rewards = sign * (np.float32(size) + np.spacing(np.float32(size)) * np.array(units, np.float32))
+    groups = np.array(groups)
+    for host, device in (
+        (adv.zero_variance_groups, zero_variance_groups),
+        (adv.has_reward_variance, has_reward_variance),
+    ):
+        found = host(rewards, groups)
+        assert isinstance(found, np.ndarray)  # nothing was compiled
+        np.testing.assert_array_equal(found, device(rewards, groups))
+    found = adv.zero_variance_groups(rewards, groups)
+    values = np.asarray(grpo(rewards, groups, np.ones((RESPONSES, TOKENS), bool)))[:, 0]
+    for group in set(groups.tolist()):
+        assert np.all(values[groups == group] == 0) == found[groups == group].all()
+        assert found[groups == group].all() == found[groups == group].any()
+
+
+def test_zero_variance_is_decided_on_the_range_of_the_rewards_and_not_on_their_order():
+    unit = float(np.finfo(np.float32).eps)
+    tie, apart = [1.0, 1.0, 1.0, 1.0 + 7 * unit], [1.0, 1.0, 1.0, 1.0 + 10 * unit]
+    for rewards, equal in ((tie, True), (tie[::-1], True), (apart, False), (apart[::-1], False)):
+        found = adv.zero_variance_groups(np.array(rewards, np.float32), np.zeros(4, np.int64))
+        assert found.tolist() == [equal] * 4
+    # Scores of the host in float64 that are equal on paper; a group of one; numbers of 64 bits.
+    rewards = np.array([0.1 + 0.2, 0.3, 5.0, 1.0, 1.001])
+    groups = np.array([2**32, 2**32, 7, 0, 0])
+    assert adv.zero_variance_groups(rewards, groups).tolist() == [True, True, True, False, False]
+    assert adv.has_reward_variance(rewards, groups).tolist() == [False, False, True, True, True]
 
 
 def test_the_soft_overlong_penalty_rises_linearly_in_the_buffer():

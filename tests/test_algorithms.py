@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from dcore_jax import advantages as adv
+from dcore_jax import losses
+from dcore_jax.advantages import entropy_shaped
 from dcore_jax.algorithms import (
     ALGORITHMS,
     PRESETS,
@@ -35,17 +37,17 @@ def test_every_fenced_example_of_the_page_runs():
     assert len(blocks) >= 1 + len(ALGORITHMS)
 
 
-def test_the_page_names_every_algorithm_and_every_word():
+def test_the_page_names_every_algorithm():
     page = PAGE.read_text()
     for name in ALGORITHMS:
         assert f"| `{name}` |" in page
     assert set(PRESETS) == {(name, preset) for name in ALGORITHMS for preset in ("paper", "release")}
 
 
-def test_unknown_names_are_told_apart_in_one_line():
+def test_unknown_names_are_refused_in_one_line():
     with pytest.raises(UserError, match="algorithm 'ppo' is unknown; choose one of da_grpo, grpo"):
         algorithm_preset("ppo")
-    with pytest.raises(UserError, match="preset 'best' is unknown; choose paper or release"):
+    with pytest.raises(UserError, match="preset 'best' is unknown; choose one of paper, release"):
         algorithm_preset("grpo", "best")
 
 
@@ -78,6 +80,55 @@ def test_current_entropy_fills_in_the_bonus_at_the_update():
     assert value == pytest.approx(float(expected)) and value != 0
     with pytest.raises(UserError, match="'current' was chosen but its array was not given"):
         policy_batch_loss(config, logprobs, batch, denominator=denominator)
+
+
+@pytest.mark.parametrize("trigger", adv.TRIGGERS)
+@pytest.mark.parametrize("source", adv.ENTROPY_SOURCES)
+def test_what_trains_is_da_grpo_to_the_bit_also_in_microbatches_that_cut_a_group_apart(
+    source, trigger, monkeypatch
+):
+    rng = np.random.default_rng(3)
+    rewards = np.array([1.0, 0.0, 2.0, 2.0, 0.0, 1.0, 2.0, 0.5])
+    groups = np.array([0, 0, 5, 5, 9, 9, 9, 0])  # without variance; with a response at its mean
+    mask = rng.random((8, 3)) < 0.8
+    old, entropy, current = (rng.uniform(0, 8, (8, 3)).astype(np.float32) for _ in range(3))
+    numbers = {"alpha": 0.3, "delta": 0.7, "scale": 1.5, "zeta": 0.01, "trigger": trigger}
+    config = replace(algorithm_preset("da_grpo"), entropy_source=source, kl_coefficient=0.0, **numbers)
+    batch = policy_batch(config, rewards, groups, mask, -old, old_entropy=entropy)
+    used, policy_loss = [], losses.policy_loss
+
+    def recorded(logprobs, old_logprobs, advantages, *arguments, **options):
+        used.append(np.asarray(advantages))
+        return policy_loss(logprobs, old_logprobs, advantages, *arguments, **options)
+
+    monkeypatch.setattr(losses, "policy_loss", recorded)
+    for rows in (slice(0, 3), slice(3, 6), slice(6, 8)):
+        micro = jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch)
+        policy_batch_loss(config, -old[rows], micro, denominator=1.0, entropy=current[rows])
+    chosen = {"old": entropy, "current": current, "surprisal": old}[source]
+    expected = np.asarray(adv.da_grpo(rewards, groups, chosen, mask, **numbers))
+    np.testing.assert_array_equal(np.concatenate(used), expected)
+    assert len(np.unique(expected)) >= 8  # bonuses differ from token to token
+
+
+@pytest.mark.parametrize("advantage", ["grpo", "dr_grpo", "da_grpo", "rl_zvp"])
+def test_every_advantage_comes_from_its_function_in_advantages(advantage, monkeypatch):
+    config = replace(algorithm_preset("grpo"), advantage=advantage, kl_coefficient=0.0, correct="reward")
+    sevens = jnp.full((4, 3), 7.0)
+    monkeypatch.setattr(adv, advantage, lambda *arrays, **options: sevens)
+    batch = policy_batch(config, REWARDS, GROUPS, MASK, OLD, old_entropy=ENTROPY)
+    np.testing.assert_array_equal(batch.advantages, sevens)
+
+
+@pytest.mark.parametrize("source", adv.ENTROPY_SOURCES)
+def test_one_function_gives_the_bonus_of_every_entropy_source(source, monkeypatch):
+    config = replace(algorithm_preset("da_grpo"), entropy_source=source, kl_coefficient=0.0)
+    denominator = 12.0
+    monkeypatch.setattr(entropy_shaped, "entropy_bonus", lambda entropy, **numbers: jnp.full_like(entropy, 7))
+    batch = policy_batch(config, REWARDS, GROUPS, MASK, OLD, old_entropy=ENTROPY)
+    value, _ = policy_batch_loss(config, OLD, batch, denominator=denominator, entropy=ENTROPY)
+    # On-policy the loss is minus the responses' summed means of A: those of the first group cancel.
+    assert value == pytest.approx(-(7 + 7) / denominator, rel=1e-5)
 
 
 def test_surprisal_needs_no_entropy_at_all():

@@ -258,5 +258,5 @@ def test_mistakes_are_named():
         call(kl_coefficient=0.1)
     with pytest.raises(UserError, match="KL estimator 'k4' is unknown"):
         call(ref_logprobs=ones, kl_estimator="k4")
-    with pytest.raises(UserError, match="importance level 'page' is unknown"):
+    with pytest.raises(UserError, match="importance level 'page' is unknown; choose one of token, sequence"):
         losses.truncated_importance_weights(ones, ones, ones, level="page")

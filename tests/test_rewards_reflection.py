@@ -49,9 +49,9 @@ def test_lazy_thoughts_by_both_criteria(reflections, tokens, correct, paper, rel
 
 
 def test_unknown_criteria_are_named():
-    with pytest.raises(UserError, match="choose word or substring"):
+    with pytest.raises(UserError, match="choose one of word, substring"):
         count_reflections("", matching="regex")
-    with pytest.raises(UserError, match="choose paper or release"):
+    with pytest.raises(UserError, match="choose one of paper, release"):
         is_lazy(1, 1, correct=True, preset="dcore")
 
 

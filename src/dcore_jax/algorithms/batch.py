@@ -90,7 +90,7 @@ def policy_batch(
         token_weights = _region_weights(config, regions, inside, old_entropy, region_entropy, progress)
     if config.importance_cap:
         if engine_logprobs is None:
-            raise UserError("importance_cap needs engine_logprobs; give them or set it to none")
+            raise UserError("importance_cap needs engine_logprobs; give them or set it to 0")
         importance_weights = losses.truncated_importance_weights(
             old_logprobs, engine_logprobs, inside, cap=config.importance_cap
         )

@@ -47,33 +47,46 @@ class AlgorithmConfig:
     zeta: float = 1e-8
     """Distance from the group's mean reward that counts as none. D-CORE Eq. 6's zeta, a rounding tolerance."""
     trigger: Trigger = "zero"
-    """Which responses take the entropy-shaped advantage. zero: those at their group's mean (D-CORE Eq. 20, releases);
-    group: those of a group without reward variance (2509.21880); below: A < zeta, D-CORE's Eq. 6 as printed."""
+    """Which responses take the entropy-shaped advantage.
+    zero: those at their group's mean (D-CORE Eq. 20, release);
+    group: those of a group without reward variance (RL-ZVP, 2509.21880);
+    below: those with A < zeta (D-CORE Eq. 6 as printed)."""
     correct: Literal["calls", "reward"] = "calls"
-    """What RL-ZVP takes for correct. calls: exactly the reference's calls; reward: a reward above 0 (release)."""
+    """Which responses are correct for RL-ZVP.
+    calls: those with exactly the reference's calls;
+    reward: those with a reward above 0 (release)."""
     entropy_source: EntropySource = "old"
-    """Whose entropy the bonus takes. old: the sampling policy's (release); current: the updated policy's;
+    """Entropy in DA-GRPO's bonus, in nats.
+    old: of the policy that sampled (release);
+    current: of the policy being updated;
     surprisal: -log pi_old of the token (D-CORE Theorem A.2)."""
 
     ratio: Ratio = "token"
-    """Importance ratio of each token (PPO) or of the whole sequence (GSPO)."""
+    """Importance ratio of each token (PPO) or of the whole response (GSPO)."""
     clip_low: float | None = 0.2
     """The ratio is clipped below at 1 - clip_low; None: no clip. 0.2 in D-CORE and DAPO, 3e-4 in GSPO."""
     clip_high: float | None = 0.2
     """The ratio is clipped above at 1 + clip_high; None: no clip. 0.2 in D-CORE, 0.28 in DAPO, 4e-4 in GSPO."""
     dual_clip: float | None = 3.0
-    """Bound of the ratio where the advantage is negative; None: no bound. From 1912.09729; 3 is the default of the
-    framework that D-CORE's release runs on, 10 is in its DAPO script, neither paper's text has it."""
+    """Bound of the ratio where A < 0 (1912.09729); None: no bound.
+    3 is the default of the framework behind D-CORE's release, 10 its DAPO script's; no paper's text has it."""
     aggregation: Aggregation = "token_mean"
-    """How tokens become one loss. token_mean: DAPO and the releases; sequence_mean: the texts of GRPO and D-CORE;
-    constant_length: Dr.GRPO; weighted_token_mean: ResT's release, needs region weights."""
+    """How the tokens' losses become one number.
+    token_mean: sum / tokens (DAPO, release);
+    sequence_mean: mean of the responses' means (GRPO's and D-CORE's text);
+    constant_length: sum / (responses * longest response allowed) (Dr.GRPO);
+    weighted_token_mean: sum / sum of the region weights (ResT's release)."""
     kl_coefficient: float = 0.001
     """Coefficient of the KL to the reference model in the loss. 0.001 in D-CORE; 0 in DAPO, Dr.GRPO, KL-Cov, ResT."""
     kl_estimator: KLEstimator = "low_var_kl"
-    """Estimator of that KL. k3 in D-CORE's text; low_var_kl, k3 cut off at 10, in the released code."""
+    """Estimator of the KL to the reference model, with d = log pi_ref - log pi.
+    k1: -d;
+    k2: d^2 / 2;
+    k3: exp(d) - d - 1 (D-CORE's text);
+    low_var_kl: k3 cut off at 10 (release)."""
     importance_cap: float | None = None
-    """Cap of the importance weights pi_trainer / pi_engine; 0: no weights; None: none with the native engine, 2 with vLLM.
-    None of the papers has it."""
+    """Cap of the importance weights pi_trainer / pi_engine, in no paper; 0: no weights;
+    None: no weights with the native engine, a cap of 2 with vLLM."""
 
     dynamic_sampling: bool = False
     """Replace groups without reward variance by new samples. DAPO, and a GRPO baseline of D-CORE's release."""
@@ -92,15 +105,17 @@ class AlgorithmConfig:
     """Coefficient of KL-Cov's penalty. 1 in 2505.22617 and in the release."""
 
     region_weighting: Literal["none", "fixed", "inverse", "collision"] = "none"
-    """Initial weight of each region in ResT (2509.21826 Eq. 9). fixed: region_weights; inverse: 1 / H;
-    collision: 1 / (1 - exp(-H)), with the region's mean entropy H in nats."""
+    """Initial weights of ResT's regions (2509.21826 Eq. 9), H a region's mean entropy in nats.
+    none: no weights;
+    fixed: region_weights;
+    inverse: 1 / H;
+    collision: 1 / (1 - exp(-H))."""
     region_weights: RegionValues = _QWEN3_WEIGHTS
     """Initial weights of ResT's regions; 0 leaves a region out. Table F.1 (Qwen3); the release runs Table F.2 (Llama)."""
     region_rates: RegionValues = _QWEN3_RATES
     """Change of the region weights per training step. ResT Table F.1: alpha_f = alpha_p = 0.003, alpha_t = 6e-5."""
     region_ceilings: RegionValues = _CEILINGS
-    """Where a rise of the fixed weights stops. 1.2 for parameters and 1 for thinking are the release's; weights that
-    start from entropies rise to weight_max."""
+    """Where a rise of the fixed weights stops; those from entropies rise to weight_max. 1.2 and 1 are the release's."""
     weight_min: float = 0.001
     """Lower bound of the region weights before they are normalised to mean 1. 0.001 in ResT's release."""
     weight_max: float = 8.0
@@ -166,7 +181,7 @@ _NUMBERS: dict[str, _Range] = {
 }
 
 
-def _check_number(name: str, value: int | float | None, allowed: Callable[[float], bool], words: str) -> None:
+def _check_number(name: str, value: float | int | None, allowed: Callable[[float], bool], words: str) -> None:
     """Raises UserError unless `value` is None, or finite and `allowed`; the type says where None may stand."""
     if value is not None and not (math.isfinite(value) and allowed(value)):
         raise UserError(f"algorithm.{name}={value} must be finite{words}")

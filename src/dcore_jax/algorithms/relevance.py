@@ -78,8 +78,11 @@ def _region_fields(config: AlgorithmConfig) -> dict[str, bool]:
 
 
 def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of every field that is not a record itself, in the order of the fields."""
+    """Dotted name and value of every field that is a number or a choice, in the order of the fields; labels are neither."""
+    labels = ("name", "preset") if isinstance(config, AlgorithmConfig) else ()
     for field in dataclasses.fields(config):
+        if field.name in labels:
+            continue
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             yield from _leaves(value, f"{prefix}{field.name}.")

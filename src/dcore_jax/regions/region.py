@@ -30,9 +30,9 @@ class RegionRules:
     """Where the paper's text and the authors' code draw the borders of regions differently."""
 
     all_calls: bool = True
-    """Regions of every call; no: of the first call of a block only, as the released code's search finds it."""
+    """Mark every call of a block; otherwise only the first, as the released code's search does."""
     punctuation_is_format: bool = True
-    """Braces, keys, commas and newlines of the call syntax are FORMAT; no: only tags are."""
+    """Braces, keys, commas and line breaks that the call syntax needs are FORMAT; otherwise only tags are."""
 
 
 PAPER_RULES = RegionRules(all_calls=True, punctuation_is_format=True)
@@ -44,15 +44,15 @@ class RegionValues:
     """One number for each region: initial weights, rates of change, or ceilings."""
 
     outside: float = 0.0
-    """Of text that is no region: replies, padding."""
+    """For tokens that belong to no other region."""
     format: float = 0.0
-    """Of tags and call syntax."""
+    """For tags and call syntax."""
     name: float = 0.0
-    """Of tools' names."""
+    """For tool names."""
     parameters: float = 0.0
-    """Of arguments."""
+    """For arguments of calls."""
     thinking: float = 0.0
-    """Of what stands between <think> and </think>."""
+    """For the thought."""
 
     def table(self) -> tuple[float, float, float, float, float]:
         """The values in the order of `Region`, to be indexed by region numbers."""

@@ -1,4 +1,4 @@
-"""Rewards for tool calls: one file per paper, the parts of each reward as well as the sum."""
+"""Rewards for tool calls: one file per paper; every reward as its parts and their sum."""
 
 from dcore_jax.rewards.reflection import REFLECTION_WORDS, RELEASE_REWARD_WORDS, count_reflections, is_lazy
 from dcore_jax.rewards.reward import Reward

@@ -21,15 +21,18 @@ def follows_format(text: str) -> bool:
 
 
 def dcore_paper_reward(text: str, parsed: ParsedResponse, reference: Sequence[Call]) -> Reward:
-    """R = R_format + R_struct + R_key + R_value (Eq. 15-18), each in [0, 1].
+    """R = R_format + R_struct + R_key + R_value, each in [0, 1].
 
-    struct: 1 when the tool names are the same, each as often; else 0.
-    key: share of reference calls whose set of parameter names is met exactly.
-    value: mean over reference calls of the share of their parameters that have an equal value (a call without
-      parameters counts 1 when a prediction is matched to it).
-    Calls are paired by `matching.match_calls`. What cannot be read earns nothing beyond its format. When no
-    call is expected, the last three are 1 for a response that makes none, and 0 otherwise: the paper leaves that
-    case open.
+    struct: 1 if the tool names are the same, each as often; else 0.
+    key: share of reference calls whose set of parameter names is predicted exactly.
+    value: mean over reference calls of the share of their parameters that have an equal value; a call without
+      parameters counts 1 if a prediction is matched to it.
+
+    Calls are paired by `matching.match_calls`. Calls that cannot be parsed earn nothing beyond the format. If no call
+    is expected, the last three are 1 for a response that makes none, and 0 otherwise: the paper leaves that case open.
+
+    Source:
+      D-CORE, 2602.02160, Eq. 15-18.
     """
     parts = {"format": float(follows_format(text)), "struct": 0.0, "key": 0.0, "value": 0.0}
     if parsed.calls is not None and not reference:
@@ -47,8 +50,11 @@ def dcore_paper_reward(text: str, parsed: ParsedResponse, reference: Sequence[Ca
 def dcore_release_reward(text: str, parsed: ParsedResponse, reference: Sequence[Call]) -> Reward:
     """ToolRL's correctness in [-3, 3] with a rule for turns without calls, plus the format in {0, 1}.
 
-    When no call is expected: +3 for a response that attempts none, -3 for one that does. A response whose
-    thought is cut off attempts none.
+    If no call is expected: +3 for a response that attempts none, -3 for one that does. A response whose thought is cut
+    off attempts none.
+
+    Source:
+      The code of D-CORE's release.
     """
     if reference:
         correctness = 6 * read_accuracy(parsed, reference) - MAX_CORRECTNESS

@@ -1,4 +1,4 @@
-"""How predicted calls are held against reference calls: the arithmetic that all the papers share."""
+"""How predicted calls are compared with reference calls: the arithmetic that all the papers share."""
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
@@ -8,21 +8,16 @@ from dcore_jax.calls import JSON, Call, values_equal
 
 
 class Match(NamedTuple):
-    """A reference call beside the prediction that was matched to it.
-
-    predicted: None when no prediction has the name, or none that has it agrees in anything.
-    keys: J of the parameter names, in [0, 1]; 0 without a prediction.
-    values: how many of the reference's parameters have an equal value in the prediction.
-    """
+    """A reference call and the prediction that was matched to it."""
 
     reference: Call
-    predicted: Call | None
-    keys: float
-    values: int
+    predicted: Call | None  # None: no prediction has the name, or none that has it agrees in anything
+    keys: float  # J of the parameter names, in [0, 1]; 0 without a prediction
+    values: int  # parameters of the reference that have an equal value in the prediction
 
 
 def jaccard(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
-    """J: size of the multiset intersection over that of the union; 1 for two empty lists, 0 if only one is."""
+    """J: size of the multiset intersection over that of the union; 1 for two empty lists, 0 if only one is empty."""
     if not a and not b:
         return 1.0
     shared = (Counter(a) & Counter(b)).total()
@@ -30,11 +25,13 @@ def jaccard(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
 
 
 def match_calls(predicted: Sequence[Call], reference: Sequence[Call]) -> tuple[Match, ...]:
-    """Match each reference call, in order, with the best unused prediction of the same name (ToolRL, section
-    3.3).
+    """Matches each reference call, in order, with the best unused prediction of the same name.
 
-    Best is the largest J(parameter names) + number of equal values, the first among equals; a prediction that
+    The best has the largest J(parameter names) + number of equal values, the first one among equals; a prediction that
     scores 0 is left for a later reference. Values are compared by type and size (`values_equal`).
+
+    Source:
+      ToolRL, 2504.13958, section 3.3.
     """
     unused: dict[str, list[Call]] = {}
     for call in predicted:
@@ -59,7 +56,7 @@ def match_calls(predicted: Sequence[Call], reference: Sequence[Call]) -> tuple[M
 
 
 def _shared_keys(a: Mapping[str, JSON], b: Mapping[str, JSON]) -> tuple[float, int]:
-    """J of the keys, and how many both have; a name stands once in a mapping, so sets do for multisets."""
+    """J of the keys, and how many both have; keys of a mapping are unique, so sets serve as multisets."""
     if not a and not b:
         return 1.0, 0
     shared = len(a.keys() & b.keys())
@@ -67,10 +64,13 @@ def _shared_keys(a: Mapping[str, JSON], b: Mapping[str, JSON]) -> tuple[float, i
 
 
 def accuracy(predicted: Sequence[Call], reference: Sequence[Call]) -> float:
-    """ToolRL's and ResT's share of what could be right, in [0, 1]; 1 for the reference itself.
+    """ToolRL's and ResT's score as a share of its maximum, in [0, 1]; 1 for the reference itself.
 
     (J(names) + sum over reference calls of [J(parameter names) + equal values])
         / (1 + number of reference calls + number of reference parameters)
+
+    Source:
+      ToolRL, 2504.13958, section 3.3; ResT, 2509.21826, Eq. 10-14.
     """
     score = jaccard([call.name for call in reference], [call.name for call in predicted])
     score += sum(match.keys + match.values for match in match_calls(predicted, reference))

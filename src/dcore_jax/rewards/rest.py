@@ -1,7 +1,7 @@
 """ResT's rewards (arXiv 2509.21826): Eq. 10-14 of the paper, and what its release runs instead.
 
-Both take ResT's format rule, which asks for the right tags in the right order and, unlike ToolRL's, not for
-the white space between them. Tags that a thought mentions do not count.
+Both use ResT's format rule, which requires the right tags in the right order and, unlike ToolRL's, leaves the white
+space between them free. Tags that a thought mentions do not count.
 """
 
 from collections.abc import Sequence
@@ -28,10 +28,13 @@ def rest_paper_reward(
     beta_format: float = 1.0,
     expects_reply: bool | None = None,
 ) -> Reward:
-    """R = (1 - progress) * (beta_accuracy * S_acc + beta_format * S_format) (Eq. 10-14).
+    """R = (1 - progress) * (beta_accuracy * S_acc + beta_format * S_format).
 
-    S_acc is `matching.accuracy` in [0, 1], 0 for calls that cannot be read; with no call expected it is 1
-    for a response that makes none. The paper gives no value for the betas; ours are 1 unless told otherwise.
+    S_acc is `matching.accuracy` in [0, 1], 0 for calls that cannot be parsed; with no call expected it is 1 for a
+    response that makes none. The paper gives no value for the betas; the defaults of 1 are ours.
+
+    Source:
+      ResT, 2509.21826, Eq. 10-14.
     """
     score = 0.0 if parsed.calls is None else accuracy(parsed.calls, reference)
     good = follows_format(text, parsed, bool(reference), call_format, expects_reply)
@@ -53,8 +56,11 @@ def rest_release_reward(
 ) -> Reward:
     """ToolRL's two parts on a scale that moves with progress nu = step / 150, at most 1.
 
-    format: 2 - nu when it is followed, else min(-1, 2 nu - 2): from +-2 to +-1, the penalty in half the time.
-    correctness: from -(2 + nu) to 2 + nu, linear in `matching.accuracy`; 0 when no call is expected.
+    format: 2 - nu if the rule is followed, else min(-1, 2 nu - 2): from +-2 to +-1, the penalty in half the time.
+    correctness: from -(2 + nu) to 2 + nu, linear in `matching.accuracy`; 0 if no call is expected.
+
+    Source:
+      The code of ResT's release.
     """
     low, high = format_scale(progress)
     good = follows_format(text, parsed, bool(reference), call_format, expects_reply)
@@ -67,7 +73,7 @@ def rest_release_reward(
 
 
 def format_scale(progress: float) -> tuple[float, float]:
-    """The release's format reward when the format is broken, and when it is followed."""
+    """The release's format reward if the format rule is broken, and if it is followed."""
     return min(-1.0, 2.0 * progress - 2.0), 2.0 - progress
 
 

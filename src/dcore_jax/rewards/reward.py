@@ -5,16 +5,11 @@ from typing import NamedTuple
 
 
 class Reward(NamedTuple):
-    """A score with its parts.
+    """The score of a response, in parts and as their sum."""
 
-    total: the sum of the parts.
-    parts: name -> contribution to the total, e.g. {"format": 1.0, "correctness": -3.0}.
-    error: why the calls of the response could not be read; None when they could.
-    """
-
-    total: float
-    parts: Mapping[str, float]
-    error: str | None = None
+    total: float  # the sum of the parts
+    parts: Mapping[str, float]  # name -> contribution to the total, e.g. {"format": 1.0, "correctness": -3.0}
+    error: str | None = None  # why the calls of the response could not be parsed; None if they could
 
 
 def sum_of(parts: Mapping[str, float], error: str | None) -> Reward:

@@ -1,10 +1,10 @@
-"""The one door to every reward: a preset by name, a response and the calls it should have made."""
+"""Every reward by the name of its preset: a response scored against the calls it should have made."""
 
 import math
 from collections.abc import Mapping, Sequence
 
 from dcore_jax.calls import JSON, Call, CallFormat, as_calls, parse_response
-from dcore_jax.errors import UserError
+from dcore_jax.errors import UserError, check_choice
 from dcore_jax.rewards.dcore import dcore_paper_reward, dcore_release_reward
 from dcore_jax.rewards.rest import format_scale, rest_paper_reward, rest_release_reward
 from dcore_jax.rewards.reward import Reward
@@ -24,21 +24,21 @@ def tool_reward(
     beta_accuracy: float | int = 1.0,
     beta_format: float | int = 1.0,
 ) -> Reward:
-    """Score an assistant turn against the calls it should have made.
+    """Scores an assistant turn against the calls it should have made.
 
     Args:
       text: the whole turn, opening `<think>` included and end-of-turn token not.
       reference: `Call`s or `{"name", "arguments"}`, in order; empty: no call is expected.
-      preset: dcore_paper | dcore_release | toolrl | rest_paper | rest_release; their equations stand in the
-        module of each paper, their table in docs/rewards.md.
+      preset: dcore_paper | dcore_release | toolrl | rest_paper | rest_release; the module of each paper has its
+        equations, docs/rewards.md a table of them.
       call_format: python | tags | qwen, the format the turn is written in.
-      progress: nu, the share of the training that is done, in [0, 1]; only the rest presets look at it.
-      expects_reply: whether the reference turn also speaks to the user; None: it does when it makes no call.
-        Only the format rules of toolrl and rest look at it.
+      progress: nu, the share of the training that is done, in [0, 1]; only the rest presets use it.
+      expects_reply: whether the reference turn also replies to the user; None: it does if it makes no call. Only the
+        format rules of toolrl and rest use it.
       beta_accuracy, beta_format: the weights of rest_paper's two parts; the paper gives none.
 
     Returns:
-      `Reward(total, parts, error)`, total being the sum of the parts. No text makes it raise.
+      `Reward(total, parts, error)`, total being the sum of the parts, for any `text`.
 
     Raises:
       UserError: an unknown preset or format, a reference that is not a list of calls, progress outside [0, 1].
@@ -78,7 +78,11 @@ def reward_range(
     beta_accuracy: float | int = 1.0,
     beta_format: float | int = 1.0,
 ) -> tuple[float, float]:
-    """The lowest and the highest total that `tool_reward` gives with these settings."""
+    """The lowest and the highest total that `tool_reward` gives with these settings.
+
+    Raises:
+      UserError: an unknown preset, progress outside [0, 1].
+    """
     _check(preset, progress)
     low, high = format_scale(float(progress))
     ranges: dict[str, tuple[float, float]] = {
@@ -92,8 +96,7 @@ def reward_range(
 
 
 def _check(preset: str, progress: float | int) -> None:
-    if preset not in PRESETS:
-        raise UserError(f"unknown reward preset {preset!r}; choose one of {', '.join(PRESETS)}")
+    check_choice("reward preset", preset, PRESETS)
     if not (math.isfinite(progress) and 0.0 <= progress <= 1.0):
         raise UserError(
             f"progress must lie in [0, 1], found {progress}; it is the share of the training done"

@@ -1,9 +1,8 @@
 """ToolRL's reward (arXiv 2504.13958): a format rule in {0, 1} and a correctness in [-3, 3].
 
 Under the `tags` format the rule is the published one: a thought, one line break, then the blocks that the
-turn should have, each once, and nothing else. For the other formats, which ToolRL does not know, the same
-idea: a thought, then only calls (or, when no call is expected, only a reply). Tags that a thought mentions
-do not count.
+turn should have, each once, and nothing else. ToolRL has no rule for the other formats; ours is a thought, then
+only calls (or, if no call is expected, only a reply). Tags that a thought mentions do not count.
 """
 
 import re
@@ -38,14 +37,16 @@ def toolrl_reward(
 ) -> Reward:
     """format + correctness, in [-3, 4]; without reference calls correctness is 0, so in [0, 1].
 
-    correctness = 6 * accuracy - 3 (see `matching.accuracy`); -3 when the calls cannot be read or there are
-    none.
+    correctness = 6 * accuracy - 3 (see `matching.accuracy`); -3 if the calls cannot be parsed or there are none.
 
     Args:
-      text, parsed: the response and what `parse_response` made of it.
+      text, parsed: the response, and the result of `parse_response` on it.
       reference: the calls that are expected; empty for none.
       call_format: the format the response is written in.
-      expects_reply: whether the reference turn speaks to the user; None: it does when it makes no call.
+      expects_reply: whether the reference turn replies to the user; None: it does if it makes no call.
+
+    Source:
+      ToolRL, 2504.13958, section 3.3.
     """
     parts = {
         "format": float(follows_format(text, parsed, bool(reference), call_format, expects_reply)),
@@ -55,7 +56,7 @@ def toolrl_reward(
 
 
 def read_accuracy(parsed: ParsedResponse, reference: Sequence[Call]) -> float:
-    """`matching.accuracy` of the calls that were read; 0 when there are none or they could not be read."""
+    """`matching.accuracy` of the parsed calls; 0 if there are none or they could not be parsed."""
     return accuracy(parsed.calls, reference) if parsed.calls else 0.0
 
 
@@ -66,7 +67,7 @@ def follows_format(
     call_format: CallFormat,
     expects_reply: bool | None = None,
 ) -> bool:
-    """Whether the stripped response is laid out as ToolRL asks; its calls need be neither right nor readable."""
+    """Whether the stripped response has ToolRL's layout; its calls may be wrong, or impossible to parse."""
     if expects_reply is None:
         expects_reply = not expects_calls
     _, answer, closed = split_thought(text)

@@ -210,7 +210,7 @@ class RLConfig:
 
     def unused_options(self) -> dict[str, str]:
         """Dotted fields that change nothing under this config, or that belong in a file, each with the reason."""
-        used = {name.partition(".")[0] for name in relevant_fields(self.algorithm)}
+        used = {"name", "preset"} | {name.partition(".")[0] for name in relevant_fields(self.algorithm)}
         preset = algorithm_preset(self.algorithm.name, self.algorithm.preset)
         unused = {
             f"algorithm.{name}": f"{self.algorithm.name} does not use it"
