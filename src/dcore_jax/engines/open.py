@@ -44,7 +44,8 @@ def open_engine(
       servers: for vllm-server: addresses as http://host:port, all holding the folder's model; none: one is started here.
       output: folder for the logs of servers and for weights on their way to them.
       dtype: what the engine computes in; by default the decoder's compute dtype, else float32.
-      mesh, first_length: the native engine's own.
+      mesh: of the native engine.
+      first_length: of the native engine's cache.
       weight_version: of the weights it starts with.
       server_arguments: more arguments of a vLLM server that is started here.
       progress: show a bar while many requests are under way (vLLM).

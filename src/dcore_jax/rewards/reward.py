@@ -7,9 +7,10 @@ from typing import NamedTuple
 class Reward(NamedTuple):
     """A score with its parts.
 
-    total: the sum of the parts.
-    parts: name -> contribution to the total, e.g. {"format": 1.0, "correctness": -3.0}.
-    error: why the calls of the response could not be read; None when they could.
+    Attributes:
+      total: the sum of the parts.
+      parts: name -> contribution to the total, e.g. `{"format": 1.0, "correctness": -3.0}`.
+      error: why the calls of the response could not be read; None when they could.
     """
 
     total: float

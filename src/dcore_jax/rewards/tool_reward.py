@@ -35,7 +35,8 @@ def tool_reward(
       progress: nu, the share of the training that is done, in [0, 1]; only the rest presets look at it.
       expects_reply: whether the reference turn also speaks to the user; None: it does when it makes no call.
         Only the format rules of toolrl and rest look at it.
-      beta_accuracy, beta_format: the weights of rest_paper's two parts; the paper gives none.
+      beta_accuracy: the weight of rest_paper's accuracy; the paper gives none.
+      beta_format: the weight of rest_paper's format; the paper gives none.
 
     Returns:
       `Reward(total, parts, error)`, total being the sum of the parts. No text makes it raise.
