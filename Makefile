@@ -13,11 +13,11 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-slow docs vllm test-vllm lint format clean
+.PHONY: help demo test test-slow test-wheel docs vllm test-vllm lint format clean
 help:
 	@echo "make demo       set up, then run the whole method at nano size (CPU is enough)"
 	@echo "make test       set up, then run the fast tests, the linter and the type checker"
-	@echo "make test-slow  the tests that take minutes"
+	@echo "make test-slow  the tests that take minutes;  make test-wheel: those of the built wheel alone (2 minutes)"
 	@echo "make docs       the documentation as a site in site/; a broken link or reference fails"
 	@echo "make vllm       vLLM beside JAX in an environment of its own, .venv-vllm;  make test-vllm: its tests (5 minutes)"
 	@echo "make lint       ruff and mypy only;  make format: ruff format"
@@ -35,7 +35,7 @@ $(VENV)/.core $(VENV)/.test $(VENV)/.docs: pyproject.toml | $(BIN)/python
 	@touch $@
 
 demo: $(VENV)/.core
-	@$(BIN)/python scripts/demo.py $(if $(FRESH),--fresh)
+	@$(BIN)/dcore demo $(if $(FRESH),--fresh)
 
 lint: $(VENV)/.test
 	@$(BIN)/ruff check .
@@ -51,6 +51,11 @@ test: lint
 
 test-slow: $(VENV)/.test
 	@$(BIN)/python -m pytest -m slow
+
+# Builds the wheel and uses it in an empty environment, outside of this folder.
+test-wheel: $(VENV)/.test
+	@command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv
+	@PATH="$$PATH:$(CURDIR)/$(BIN)" $(BIN)/python -m pytest -m slow tests/test_wheel.py
 
 # mkdocs-material announces its end of life (May 2027) in every build; the variable silences that one notice.
 docs: $(VENV)/.docs

@@ -2,8 +2,8 @@
 
     python benchmarks/distill_kills.py [--config FILE] [--model FOLDER] [--samples 500] [--kills 5] [--seed 0] [--output FOLDER]
 
-Both runs are `scripts/distill.py` with the config's model and engine, in processes of their own; the base model, where the config
-trains one, is made first. A kill is SIGKILL at a moment drawn uniformly over the time that the whole run needed for its answers.
+Both runs are `dcore distill` with the config's model and engine, in processes of their own; the base model, where the config
+names one, is made first. A kill is SIGKILL at a moment drawn uniformly over the time that the whole run needed for its answers.
 Exits with 1 where the corpora differ, or where the killed run ended before all kills had come.
 """
 

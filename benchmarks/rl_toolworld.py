@@ -1,4 +1,4 @@
-"""What RL gains on the nano model: the default run of `scripts/train_rl.py` by algorithm and seed, and a start without variance.
+"""What RL gains on the nano model: the default run of `dcore rl` by algorithm and seed, and a start without variance.
 
     python benchmarks/rl_toolworld.py [--algorithms grpo,da_grpo] [--seeds 0,1,2] [--output FOLDER] [-- --steps 200 ...]
 
@@ -52,7 +52,7 @@ def main() -> None:
         small = "--steps {} --prompts 4 --updates 1 --rollout.group 4 --rollout.max-response 16 --evaluation.prompts 0"
         config = ["--config", str(REPOSITORY / "configs" / "rl_nano.yaml"), "--model", str(model)]
         # The KL term would move GRPO too, once anything has moved it.
-        alone = "--toolworld.kinds single --algorithm-fields kl_coefficient=0"
+        alone = "--data toolworld:512,kinds=single,subtasks=1 --algorithm.kl-coefficient 0"
         keep = f"--checkpoint.every 1 --checkpoint.keep {STILL_STEPS + 1}"
         options = [*small.format(STILL_STEPS).split(), *keep.split(), *alone.split()]
         train(folder, *config, "--algorithm", algorithm, "--seed", str(seed), *options)

@@ -46,6 +46,14 @@ def test_pages_with_a_test_of_their_own_are_named_in_it(page, test):
     assert f'"{page}"' in text or f"docs/{page}" in text
 
 
+def test_every_package_has_a_page_of_the_api_reference():
+    packages = {init.parent.name for init in (ROOT / "src" / "dcore_jax").glob("*/__init__.py")} - {"cli"}
+    assert packages
+    for package in packages:
+        page = DOCS / "reference" / f"{package}.md"
+        assert f"::: dcore_jax.{package}\n" in page.read_text()
+
+
 def test_every_link_between_pages_leads_somewhere():
     pages = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
     assert len(pages) > 40

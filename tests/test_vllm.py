@@ -210,11 +210,11 @@ def test_two_swapped_layers_in_the_map_are_caught_by_the_canary(over_http, model
 def test_five_rl_steps_push_five_versions_and_each_canary_agrees(
     own_server, over_http, tied, tmp_path, monkeypatch
 ):
+    from dcore_jax.engines import EngineConfig
     from dcore_jax.engines.vllm import sync
     from dcore_jax.metrics import read_metrics
-    from dcore_jax.rl import RLConfig, train
-    from dcore_jax.rl.config import RolloutConfig, SaveConfig, ToolWorldConfig
-    from dcore_jax.training import ComputeConfig, OptimizerConfig
+    from dcore_jax.rl import RLConfig, RolloutConfig, train
+    from dcore_jax.training import CheckpointConfig, ComputeConfig, OptimizerConfig
 
     checked = []
 
@@ -229,21 +229,18 @@ def test_five_rl_steps_push_five_versions_and_each_canary_agrees(
     monkeypatch.setenv("VLLM_API_KEY", own_server.key)
     config = RLConfig(
         model=str(tied),
-        data=("toolworld",),
+        data=(write_prompts(tmp_path),),
         output=str(tmp_path / "run"),
         mesh="1",
         steps=5,
         prompts=2,
         updates=1,
-        rollout=RolloutConfig(
-            group=4, max_prompt=LENGTH - 8, max_response=8, engine="vllm-server", servers=(own_server.url,)
-        ),
+        rollout=RolloutConfig(group=4, max_prompt=LENGTH - 8, max_response=8),
+        engine=EngineConfig(name="vllm-server", servers=(own_server.url,)),
         optimizer=OptimizerConfig(learning_rate=3e-3, schedule="constant", warmup=0.0, weight_decay=0.0),
         compute=ComputeConfig(dtype="float32", remat="none"),
-        checkpoint=SaveConfig(every=5),
-        toolworld=ToolWorldConfig(tasks=200, kinds=("single",)),
+        checkpoint=CheckpointConfig(every=5),
     )
-    config = replace(config, data=(write_prompts(tmp_path),))
     result = train(config)
     assert result.step == 5
     assert [version for version, _, _ in checked] == [0, 1, 2, 3, 4, 5]
@@ -255,7 +252,7 @@ def test_five_rl_steps_push_five_versions_and_each_canary_agrees(
         max(row["engine_gap_max"] for row in rows) < 1e-3
         and min(row["engine_gap_ess"] for row in rows) > 0.999
     )
-    assert config.algorithm_config().importance_cap == 2.0
+    assert config.running_algorithm().importance_cap == 2.0
 
 
 def write_prompts(folder):
@@ -299,11 +296,11 @@ sys.path.insert(0, {tests!r})
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 from dcore_jax import load_hf
-from dcore_jax.engines import open_engine, Request, SamplingParams
+from dcore_jax.engines import EngineConfig, open_engine, Request, SamplingParams
 from test_vllm import GREEDY, LENGTH, changed, gaps, greedy_of_transformers, requests, PROMPTS
 folder, dtype = {folder!r}, {dtype!r}
 model = load_hf(folder, dtype=dtype, param_dtype="float32")
-engine = open_engine("vllm", folder, max_length=LENGTH, decoder=model, slots=16)
+engine = open_engine(EngineConfig(name="vllm", slots=16), folder, max_length=LENGTH, decoder=model)
 if dtype == "float32":
     assert [s.ids for s in engine.generate(requests(GREEDY))] == greedy_of_transformers(folder, PROMPTS, 16)
 asked = requests(SamplingParams(max_tokens=30))

@@ -1,5 +1,6 @@
 """Engines over HTTP against stub servers: order, faults, weight versions. The real vLLM is in test_vllm.py."""
 
+import dataclasses
 import json
 import os
 import re
@@ -21,8 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcore_jax import UserError, load_hf
-from dcore_jax.config import parse_command_line
-from dcore_jax.engines import Engine, Request, SamplingParams, fan_out, open_engine
+from dcore_jax.algorithms import algorithm_preset
+from dcore_jax.cli.options import parse_options
+from dcore_jax.distill.config import DistillConfig
+from dcore_jax.engines import Engine, EngineConfig, Request, SamplingParams, fan_out, open_engine
 from dcore_jax.engines.vllm import engine as engine_module
 from dcore_jax.engines.vllm.canary import Canary, EngineLogprobs, Reference, check_canary, reference_function
 from dcore_jax.engines.vllm.engine import ServerEngine
@@ -32,7 +35,7 @@ from dcore_jax.engines.vllm.protocol import InvalidResponse, PreparedRequest
 from dcore_jax.engines.vllm.server import OwnServer, ServerPlan
 from dcore_jax.engines.vllm.sync import check_coverage, expected_tensors
 from dcore_jax.models import read_model_config
-from dcore_jax.rl.config import RLConfig, RolloutConfig
+from dcore_jax.rl import RLConfig, RolloutConfig, train
 from dcore_jax.weights import export_decoder, new_decoder
 from stub_vllm_server import VOCAB, stub_tokens
 
@@ -632,36 +635,60 @@ def test_every_field_that_shapes_the_distribution_is_named_in_a_request():
 
 
 def test_engines_open_by_name(folder):
-    native = open_engine("native", folder, max_length=32, slots=2, weight_version=4)
+    native = open_engine(EngineConfig(slots=2), folder, max_length=32, weight_version=4)
     group = fan_out(Request((1, 2), SamplingParams(max_tokens=2)), 2)
     assert [s.weight_version for s in native.generate(group)] == [4, 4]
     native.close()
-    with pytest.raises(UserError, match="servers are given but the engine is 'native'"):
-        open_engine("native", folder, max_length=32, servers=["http://x:1"])
+    with pytest.raises(
+        UserError, match=r"engine.servers is given but the engine is native; use --engine vllm-server"
+    ):
+        EngineConfig(servers=("http://x:1",))
     if jax.default_backend() == "cpu" and not _has_vllm():
-        with pytest.raises(UserError, match="engine vllm needs vLLM, which is not in this environment"):
-            open_engine("vllm", folder, max_length=32)
+        for name in ("vllm", "vllm-server"):  # without addresses a server is started here
+            message = rf"engine {name} needs the package vllm: pip install 'dcore-jax\[vllm\]'"
+            with pytest.raises(UserError, match=message):
+                open_engine(EngineConfig(name=name), folder, max_length=32)
+
+
+def test_a_missing_package_is_told_before_model_and_prompts_are_read(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    for engine, package in (
+        (EngineConfig(name="vllm"), "vllm"),
+        (EngineConfig(name="vllm-server", servers=("http://a:1",)), "aiohttp"),
+    ):
+        config = RLConfig(model="no/such/model", data=("none.jsonl",), engine=engine, output=str(tmp_path))
+        with pytest.raises(UserError, match=f"engine {engine.name} needs the package {package}"):
+            train(config)
+    assert not list(tmp_path.iterdir())
 
 
 def test_rl_truncates_importance_weights_for_vllm_unless_told_otherwise_and_refuses_what_cannot_be():
-    def config(*fields, **rollout):
-        return RLConfig(rollout=RolloutConfig(**rollout), algorithm_fields=fields).algorithm_config()
+    def config(engine="native", cap=None, **rollout):
+        algorithm = dataclasses.replace(algorithm_preset("da_grpo"), importance_cap=cap)
+        settings = RLConfig(
+            rollout=RolloutConfig(**rollout), engine=EngineConfig(name=engine), algorithm=algorithm
+        )
+        return settings.running_algorithm()
 
     assert config().importance_cap is None
     assert config(engine="vllm").importance_cap == config(engine="vllm-server").importance_cap == 2.0
-    assert config("importance_cap=5", engine="vllm").importance_cap == 5.0
-    assert config("importance_cap=null", engine="vllm").importance_cap is None
-    with pytest.raises(UserError, match="--server is for --engine vllm-server, not for vllm"):
-        config(engine="vllm", servers=("http://a:1",))
+    assert config(cap=5.0, engine="vllm").importance_cap == 5.0
+    assert config(cap=0.0, engine="vllm").importance_cap == 0.0  # never
+    with pytest.raises(
+        UserError, match=r"engine\.servers is given but the engine is vllm; use --engine vllm-server"
+    ):
+        EngineConfig(name="vllm", servers=("http://a:1",))
     with pytest.raises(UserError, match="log-probabilities of what top-p and top-k left over"):
         config(engine="vllm-server", top_p=0.9)
 
 
 def test_the_engine_and_its_servers_are_two_words_on_the_command_line():
-    arguments = ["--engine", "vllm-server", "--server", "http://a:1", "--server", "http://b:2"]
-    config = parse_command_line(RLConfig, arguments, description="", default_config=lambda _: None)
-    assert config.rollout.engine == "vllm-server"
-    assert config.rollout.servers == ("http://a:1", "http://b:2")
+    arguments = ["--engine", "vllm-server", "--engine.servers", "http://a:1", "http://b:2"]
+    for kind in (RLConfig, DistillConfig):
+        config = parse_options(kind, arguments, description="", default_config=lambda _: None)
+        assert config.engine.name == "vllm-server"
+        assert config.engine.servers == ("http://a:1", "http://b:2")
 
 
 def test_the_example_of_the_page_runs(folder, model, tmp_path, monkeypatch):

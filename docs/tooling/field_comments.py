@@ -1,7 +1,7 @@
-"""Griffe extension: the comment beside a dataclass or NamedTuple field becomes the field's text in the API reference.
+"""Griffe extension: one list of a dataclass's or NamedTuple's fields in the API reference, with the text beside each.
 
-The code explains fields in comments, at the end of their line or above it, where `--help` finds them too. Each class
-with fields gets an `Attributes:` section of them, unless its docstring has one.
+The code explains a field in a string below it, or in a comment at the end of its line or above it. Each class with
+fields gets an `Attributes:` section of them, unless its docstring has one.
 """
 
 import ast
@@ -22,9 +22,15 @@ class FieldComments(griffe.Extension):
         if not isinstance(node, ast.ClassDef) or not _has_fields(node):
             return
         written = cls.docstring.value if cls.docstring else ""
-        lines = [_entry(field, Path(cls.filepath)) for field in _fields(node)]
-        if not lines or "Attributes:\n" in written:
+        fields = _fields(node)
+        if not fields or "Attributes:\n" in written:
             return
+        lines = []
+        for field in fields:
+            member = cls.members[field.target.id]
+            below = " ".join(member.docstring.value.split()) if member.docstring else ""
+            lines.append(_entry(field, below or _comment(field, Path(cls.filepath))))
+            member.docstring = None  # the list says it; a heading of its own would say it again
         text = f"{written}\n\nAttributes:\n" + "\n".join(lines)
         cls.docstring = griffe.Docstring(
             text,
@@ -48,9 +54,8 @@ def _fields(node: ast.ClassDef) -> list[ast.AnnAssign]:
     return [item for item in found if not item.target.id.startswith("_")]
 
 
-def _entry(field: ast.AnnAssign, path: Path) -> str:
-    """The field's line of the section: its comment, and its default where it has one."""
-    text = _comment(field, path)
+def _entry(field: ast.AnnAssign, text: str) -> str:
+    """The field's line of the section: its text, and its default where it has one."""
     if field.value is not None:
         stop = "" if not text or text.endswith((".", ":")) else "."
         text = f"{text}{stop} Default: `{_default(field.value)}`.".strip()

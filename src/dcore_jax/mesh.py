@@ -164,8 +164,10 @@ def check_divisible(sizes: Mapping[str, int], logical_sizes: Mapping[str, int]) 
 
 def put_global(mesh: Mesh, logical: Sequence[str | None], tree: Any) -> Any:
     """Places host arrays, identical in every process, on the mesh; each process copies only the rows of its own devices."""
-    where = sharding(mesh, logical)
-    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, where, lambda index: x[index]), tree)
+    placement = sharding(mesh, logical)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, placement, lambda index: x[index]), tree
+    )
 
 
 def device_line(mesh: Mesh) -> str:

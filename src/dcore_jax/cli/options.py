@@ -124,20 +124,20 @@ def _default(kind: type[C], arguments: Sequence[str], named: str | Path | None) 
             if given is None and dotted in aliases:
                 given = _value_of(arguments, f"--{aliases[dotted]}")
             if given is not None:
-                _put(values, dotted.split("."), given)
+                _set_nested(values, dotted.split("."), given)
         return config_from_dict(kind, values)
     except UserError as error:
         raise UserError(f"{path}: {error}" if path else str(error)) from None
 
 
-def _put(values: dict[str, Any], keys: list[str], value: str) -> None:
+def _set_nested(values: dict[str, Any], keys: list[str], value: str) -> None:
     key, *rest = keys
     if not rest:
         values[key] = value
         return
     inner = values.get(key, {})
     inner = {"name": inner} if isinstance(inner, str) else dict(inner)
-    _put(inner, rest, value)
+    _set_nested(inner, rest, value)
     values[key] = inner
 
 

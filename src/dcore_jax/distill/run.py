@@ -2,7 +2,7 @@
 
 <output>/corpus.jsonl     what train_sft.py takes        report.html     the run for reading, one file
          manifest.json    counts, hashes, versions       journal/        every answer and outcome so far
-         config.yaml      the effective config           base/           the embedded model, where model is `nano`
+         config.yaml      the effective config
          table6/<mode>/   the same for each mode, with --table6
 """
 

@@ -25,7 +25,7 @@ class EngineConfig:
     cache_length: int = 0
     """Positions the native engine's cache starts with; prompt + response: one program, no growth."""
     memory: float | None = field(default=None, metadata=MAY_CHANGE)
-    """Share of the GPU's memory for a vLLM in this process or started here; None: vLLM's default."""
+    """Share of the GPU's memory for vLLM; None: 0.4 in this process, vLLM's own for a server."""
 
     def __post_init__(self) -> None:
         check_choice("engine", self.name, ENGINES)

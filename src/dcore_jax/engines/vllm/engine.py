@@ -71,7 +71,7 @@ class ServerEngine:
         weight_version: int = 0,
     ):
         if not servers:
-            raise UserError("no vLLM server: give --server http://host:port, once for each")
+            raise UserError("no vLLM server: give --engine.servers http://host:port ...")
         self.max_length, self._eos, self._config = max_length, tuple(eos_token_ids), config
         self._limits, self._folder = limits or Limits(), Path(folder)
         self._dtype, self._progress, self._startup_timeout = dtype, progress, startup_timeout
