@@ -25,11 +25,14 @@ from dcore_jax.toolworld import (
     ToolError,
     ToolFamily,
     ToolWorld,
+    ToolWorldSpec,
     family,
     family_names,
     generate_tasks,
     get_family,
+    is_spec,
     object_schema,
+    parse_spec,
     register,
     to_record,
     write_jsonl,
@@ -227,6 +230,80 @@ def test_the_range_of_subtasks_chooses_the_kinds_that_fit():
         for t in generate_tasks(60, seed=0, subtasks=(2, 3), kinds=["parallel", "sequential"])
     }
     assert sizes == {2, 3}
+
+
+# ---- tasks named in one line ----
+
+
+def test_a_specification_names_the_tasks_that_generate_tasks_makes():
+    spec = parse_spec(
+        "toolworld:6,seed=3,split=test,subtasks=2-3,kinds=parallel+sequential,families=files,start=4"
+    )
+    assert spec.tasks() == generate_tasks(
+        6,
+        seed=3,
+        split="test",
+        subtasks=(2, 3),
+        kinds=["parallel", "sequential"],
+        families=["files"],
+        start=4,
+    )
+    assert parse_spec("toolworld:5").tasks() == generate_tasks(5, seed=0)
+    assert parse_spec("toolworld:2,subtasks=1").subtasks == (1, 1)
+
+
+def test_what_a_specification_leaves_out_is_the_callers_default():
+    defaults = ToolWorldSpec(512, seed=9, split="test", subtasks=(1, 2), kinds=("single",))
+    for text in ("toolworld", "toolworld:"):
+        assert parse_spec(text, defaults=defaults) == defaults
+    assert parse_spec("toolworld:8,seed=1", defaults=defaults) == replace(defaults, count=8, seed=1)
+    assert parse_spec("toolworld:kinds=irrelevant", defaults=defaults) == replace(
+        defaults, kinds=("irrelevant",)
+    )
+    for text in ("toolworld", "toolworld:seed=1"):
+        with pytest.raises(UserError, match="no number of tasks"):
+            parse_spec(text)
+
+
+def test_a_caller_takes_the_further_options_that_it_names_and_no_other():
+    text = "toolworld:8,lazy=0.5,lessons=30"
+    spec = parse_spec(text, extra=("lazy", "lessons"))
+    assert (spec.lazy, spec.lessons, spec.reports) == (0.5, 30, False)
+    assert parse_spec("toolworld:8,reports=yes", extra=("reports",)).reports
+    with pytest.raises(
+        UserError, match=r"lazy is no option here; the options are seed, .*start, reports, as"
+    ):
+        parse_spec(text, extra=("reports",))
+
+
+def test_data_that_is_the_tool_world_is_told_from_files():
+    assert is_spec("toolworld") and is_spec("toolworld:8,seed=1")
+    assert not is_spec("toolworld.jsonl") and not is_spec("data/toolworld") and not is_spec("")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("toolworlds:5", "does not name tasks of the tool world"),
+        ("toolworld:many", "the number of tasks must be a whole number, not 'many'"),
+        ("toolworld:5,seed=-1", "seed must be a whole number"),
+        ("toolworld:5,colour=red", "unknown option 'colour=red'"),
+        ("toolworld:5,seed", "unknown option 'seed'"),
+        ("toolworld:5,subtasks=3-", "a range such as 3-5"),
+        ("toolworld:5,subtasks=9", "toolworld:5,subtasks=9: .* within 1 to 5"),
+        ("toolworld:5,split=dev", "the splits are train, test"),
+        ("toolworld:5,kinds=single+odd", "'odd' is unknown"),
+        ("toolworld:5,families=boats", "'boats' is unknown"),
+        ("toolworld:5,reports=1", "reports is yes or no"),
+        ("toolworld:5,lazy=half", "a share of the tasks between 0 and 1"),
+        ("toolworld:5,lazy=1.5", "lazy=1.5 is a share"),
+        ("toolworld:5,lessons=few", "lessons must be a whole number"),
+    ],
+)
+def test_a_wrong_specification_is_named_in_one_line(text, message):
+    with pytest.raises(UserError, match=message) as error:
+        parse_spec(text, extra=("reports", "lazy", "lessons"))
+    assert "\n" not in str(error.value)
 
 
 # ---- the environment ----

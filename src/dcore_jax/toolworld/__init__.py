@@ -5,6 +5,7 @@ from dcore_jax.toolworld.environment import Environment, Observation, ToolWorld
 from dcore_jax.toolworld.family import Output, Plan, Step, ToolFamily, family_names, get_family, register
 from dcore_jax.toolworld.generate import generate_tasks
 from dcore_jax.toolworld.records import to_record, write_jsonl
+from dcore_jax.toolworld.spec import TOOLWORLD, ToolWorldSpec, is_spec, parse_spec
 from dcore_jax.toolworld.task import KINDS, MAX_SUBTASKS, REFUSAL, SPLITS, Task
 from dcore_jax.toolworld.tool import Tool, ToolError, object_schema
 
@@ -13,6 +14,7 @@ __all__ = [
     "MAX_SUBTASKS",
     "REFUSAL",
     "SPLITS",
+    "TOOLWORLD",
     "Environment",
     "Observation",
     "Output",
@@ -23,10 +25,13 @@ __all__ = [
     "ToolError",
     "ToolFamily",
     "ToolWorld",
+    "ToolWorldSpec",
     "family_names",
     "generate_tasks",
     "get_family",
+    "is_spec",
     "object_schema",
+    "parse_spec",
     "register",
     "to_record",
     "write_jsonl",

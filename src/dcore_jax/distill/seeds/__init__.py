@@ -19,6 +19,7 @@ from dcore_jax.distill.sample import SeedSample
 from dcore_jax.distill.seeds import apigen_mt, hammer, jsonl, rlla, toolace, toolworld, xlam
 from dcore_jax.distill.seeds.conversation import Conversation, checked, samples_of, with_id
 from dcore_jax.errors import UserError
+from dcore_jax.toolworld import TOOLWORLD
 
 __all__ = ["COPY", "SOURCES", "checked", "parse_seed", "read_seeds", "seeds_by_spec", "with_id"]
 
@@ -30,7 +31,7 @@ _READERS: dict[str, Callable[[dict[str, Any], str], Conversation | SeedSample]] 
     "rlla": rlla.conversation,
     "jsonl": jsonl.read,
 }
-SOURCES = (*_READERS, "toolworld")
+SOURCES = (*_READERS, TOOLWORLD)
 COPY = "a copy of an earlier sample"
 
 
@@ -92,10 +93,10 @@ def _found(spec: str) -> Iterator[tuple[str, SeedSample | Malformed]]:
     source, colon, path = spec.partition(":")
     if source not in SOURCES or not colon or not path:
         raise UserError(
-            f"seeds {spec!r}: write <source>:<path> with one of {', '.join(_READERS)}, or toolworld:<number>"
+            f"seeds {spec!r}: write <source>:<path> with one of {', '.join(_READERS)}, or {TOOLWORLD}:<number>"
         )
-    if source == "toolworld":
-        for sample in toolworld.read(path):
+    if source == TOOLWORLD:
+        for sample in toolworld.read(spec):
             yield sample.origin, sample
         return
     local: Path = local_file(path)

@@ -4,14 +4,11 @@ One sample a task, with the task itself for `execute` and its responses for `rep
 of every task with calls as a sample of its own.
 """
 
-import re
 from collections.abc import Iterator
-from typing import Any
 
 from dcore_jax.distill.sample import Kind, SeedSample
 from dcore_jax.distill.seeds.conversation import Conversation, Exchange, Step, samples_of, with_id
-from dcore_jax.errors import UserError
-from dcore_jax.toolworld import MAX_SUBTASKS, Task, generate_tasks
+from dcore_jax.toolworld import TOOLWORLD, Task, parse_spec
 
 _KINDS: dict[str, Kind] = {
     "single": "sequential",
@@ -19,19 +16,14 @@ _KINDS: dict[str, Kind] = {
     "parallel": "parallel",
     "irrelevant": "irrelevant",
 }
-_OPTIONS = ("seed", "split", "subtasks", "kinds", "families", "start", "reports")
 
 
-def read(spec: str) -> Iterator[SeedSample]:
-    """The samples of a specification: a number of tasks, then options of `generate_tasks` as `name=value`.
-
-    `subtasks` is a number or a range (`3-5`); `kinds` and `families` are joined by `+`. Raises `UserError`.
-    """
-    options = _options(spec)
-    reports = options.pop("reports")
-    for number, task in enumerate(generate_tasks(**options), start=options["start"]):
+def read(text: str) -> Iterator[SeedSample]:
+    """The samples of a specification (toolworld/spec.py). Raises `UserError`."""
+    spec = parse_spec(text, extra=("reports",))
+    for number, task in enumerate(spec.tasks(), start=spec.start):
         yield sample_of(task, number)
-        if reports and task.reference:
+        if spec.reports and task.reference:
             yield report_of(task, number)
 
 
@@ -40,8 +32,8 @@ def sample_of(task: Task, number: int = 0) -> SeedSample:
     return with_id(
         SeedSample(
             id="",
-            source="toolworld",
-            origin=f"toolworld:{number}",
+            source=TOOLWORLD,
+            origin=f"{TOOLWORLD}:{number}",
             kind=_KINDS[task.kind],
             policy="",
             tools=task.tools,
@@ -68,50 +60,6 @@ def report_of(task: Task, number: int = 0) -> SeedSample:
     ]
     exchange = Exchange(task.query, (*steps, Step(task.answer, ())))
     found = samples_of(
-        Conversation("toolworld", f"toolworld:{number}", "", task.tools, (exchange,), task=task)
+        Conversation(TOOLWORLD, f"{TOOLWORLD}:{number}", "", task.tools, (exchange,), task=task)
     )
     return next(sample for sample in found if isinstance(sample, SeedSample) and sample.kind == "report")
-
-
-def _options(spec: str) -> dict[str, Any]:
-    count, *pairs = [part.strip() for part in spec.split(",")]
-    options: dict[str, Any] = {
-        "count": _number(spec, "the number of tasks", count),
-        "seed": 0,
-        "start": 0,
-        "reports": False,
-    }
-    for pair in pairs:
-        name, equals, value = (part.strip() for part in pair.partition("="))
-        if name not in _OPTIONS or not equals:
-            raise UserError(
-                f"toolworld:{spec}: unknown option {pair!r}; the options are {', '.join(_OPTIONS)}, as name=value"
-            )
-        if name in ("seed", "start"):
-            options[name] = _number(spec, name, value)
-        elif name == "subtasks":
-            options[name] = _range(spec, value)
-        elif name == "reports":
-            if value not in ("yes", "no"):
-                raise UserError(f"toolworld:{spec}: reports is yes or no, not {value!r}")
-            options[name] = value == "yes"
-        else:
-            options[name] = value if name == "split" else value.split("+")
-    return options
-
-
-def _number(spec: str, name: str, value: str) -> int:
-    if not re.fullmatch(r"\d{1,9}", value):
-        raise UserError(
-            f"toolworld:{spec}: {name} must be a whole number, not {value!r}; write toolworld:200,seed=0"
-        )
-    return int(value)
-
-
-def _range(spec: str, value: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d)(?:-(\d))?", value)
-    if found is None:
-        raise UserError(
-            f"toolworld:{spec}: subtasks is a number or a range such as 3-{MAX_SUBTASKS}, not {value!r}"
-        )
-    return int(found[1]), int(found[2] or found[1])
