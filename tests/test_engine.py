@@ -151,6 +151,16 @@ def test_the_first_token_may_be_the_stop_token(engine):
     assert sample.finish_reason == "stop"
 
 
+def test_content_ids_leave_out_the_stop_token_and_nothing_else(engine):
+    free = engine.generate([Request(PROMPTS[2], GREEDY)])[0]
+    assert free.finish_reason == "length" and free.content_ids == free.ids
+    stop = free.ids[3]
+    stopped = engine.generate([Request(PROMPTS[2], replace(GREEDY, stop_token_ids=(stop,)))])[0]
+    assert stopped.finish_reason == "stop" and stopped.ids[-1] == stop
+    assert stopped.content_ids == stopped.ids[:-1]
+    assert replace(stopped, finish_reason="overlong", ids=(), logprobs=()).content_ids == ()
+
+
 def test_one_token_is_a_whole_sample(engine):
     many = engine.generate([Request(p, GREEDY) for p in PROMPTS])
     one = engine.generate([Request(p, replace(GREEDY, max_tokens=1)) for p in PROMPTS])

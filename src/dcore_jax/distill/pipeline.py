@@ -184,8 +184,7 @@ class _Line:
                 yield flight, i, self._answer(sample)
 
     def _answer(self, sample: Sample) -> Answer:
-        ids = sample.ids[:-1] if sample.finish_reason == "stop" else sample.ids
-        text = self._tokenizer.decode(ids, skip_special_tokens=False)
+        text = self._tokenizer.decode(sample.content_ids, skip_special_tokens=False)
         return Answer(text, sample.finish_reason, len(sample.prompt_ids), len(sample.ids))
 
     def text(self, ask: Ask) -> str:

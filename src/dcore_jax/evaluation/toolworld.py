@@ -79,8 +79,13 @@ def solve(
         ]
         for conversation, sample in zip(waiting, generate(requests), strict=True):
             ended = sample.finish_reason == "stop"
-            ids = sample.ids[:-1] if ended else sample.ids
-            _act(conversation, tokenizer.decode(ids), call_format, ended, last=turn == max_turns - 1)
+            _act(
+                conversation,
+                tokenizer.decode(sample.content_ids),
+                call_format,
+                ended,
+                last=turn == max_turns - 1,
+            )
             bar.update(not conversation.open)
     bar.close()
     return [Attempt(c.task, tuple(c.turns), tuple(c.calls), c.error) for c in conversations]
