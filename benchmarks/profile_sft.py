@@ -69,7 +69,7 @@ def make_batch(args: argparse.Namespace) -> Batch:
     mask = rng.random(shape) < args.weighted
     tokens = rng.integers(0, args.vocab, shape).astype(np.int32)
     fields = {"tokens": tokens, "segment_ids": at // size + 1, "positions": at % size, "loss_mask": mask}
-    return Batch(**fields, count_mask=mask)
+    return Batch(**fields, denominator_mask=mask)
 
 
 def parse() -> argparse.Namespace:

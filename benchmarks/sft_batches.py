@@ -11,7 +11,7 @@ from dcore_jax.data.store import SampleStore, load_samples
 from dcore_jax.metrics import training_flops
 from dcore_jax.models import ModelConfig
 
-FIELDS = ("tokens", "positions", "segment_ids", "loss_mask", "count_mask")
+FIELDS = ("tokens", "positions", "segment_ids", "loss_mask", "denominator_mask")
 
 
 class Case(NamedTuple):

@@ -108,7 +108,7 @@ def test_accumulation_changes_nothing(micro):
     close(metrics_once._asdict(), metrics_several._asdict(), 1e-5)
     # The microbatches differ in their number of tokens, so that a mean of means would show.
     parts = jax.tree.map(jnp.asarray, parts)
-    counts = predicted(parts, parts.count_mask).sum((1, 2))
+    counts = predicted(parts, parts.denominator_mask).sum((1, 2))
     assert len(set(counts.tolist())) > 1
 
 

@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     positions: Int[Array, "micro rows length"]
     segment_ids: Int[Array, "micro rows length"]
     loss_mask: Bool[Array, "micro rows length"]
-    count_mask: Bool[Array, "micro rows length"]
+    denominator_mask: Bool[Array, "micro rows length"]
 
 
 class TrainState(NamedTuple):
@@ -108,7 +108,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         # Known before the forward pass, so that every microbatch is already divided by the whole batch's count.
-        denominator = jnp.maximum(predicted(batch, batch.count_mask).sum(), 1).astype(jnp.float32)
+        denominator = jnp.maximum(predicted(batch, batch.denominator_mask).sum(), 1).astype(jnp.float32)
 
         def mean_loss(params: PyTree, micro: Batch) -> Float[Array, ""]:
             return loss_sum(graph, params, micro) / denominator

@@ -324,7 +324,7 @@ def _load_data(config: SFTConfig, folder: Path, files, output: Path, say) -> Sam
 
 
 def _fingerprint(store: SampleStore) -> dict[str, str]:
-    arrays = (store.tokens, store.offsets, store.loss_bits, store.count_bits)
+    arrays = (store.tokens, store.offsets, store.loss_bits, store.denominator_bits)
     return fingerprint(array.data.cast("B") for array in arrays)
 
 
