@@ -22,7 +22,7 @@ from dcore_jax.distill.config import MODES, DecomposeSampling, DistillConfig, Re
 from dcore_jax.distill.corpus import write_corpus
 from dcore_jax.distill.journal import Journal, read_outcomes
 from dcore_jax.distill.pipeline import run_pipeline
-from dcore_jax.distill.scripted import Line, ScriptedEngine, perfect_script
+from dcore_jax.distill.scripted import ScriptedAnswer, ScriptedEngine, perfect_script
 from dcore_jax.distill.seeds import read_seeds
 from dcore_jax.distill.tally import summarise
 from dcore_jax.distill.templates import Templates
@@ -124,18 +124,18 @@ FAULTS = {  # what is said -> stage, reason
     ),
     "empty decomposition": (lambda s: {"decompose_0": ""}, "decompose", "empty"),
     "truncated decomposition": (
-        lambda s: {"decompose_0": Line('[{"step": 1', "length")},
+        lambda s: {"decompose_0": ScriptedAnswer('[{"step": 1', "length")},
         "decompose",
         "cut off at the token limit",
     ),
     "overlong": (
-        lambda s: {"decompose_0": Line("", "overlong")},
+        lambda s: {"decompose_0": ScriptedAnswer("", "overlong")},
         "decompose",
         "the prompt is longer than the engine's longest sequence",
     ),
     "empty answer": (lambda s: {"reason_1": ""}, "reason", "empty"),
     "never-ending": (
-        lambda s: {"reason_1": Line("<think>\n" + "the file " * 400, "length")},
+        lambda s: {"reason_1": ScriptedAnswer("<think>\n" + "the file " * 400, "length")},
         "reason",
         "cut off at the token limit",
     ),
@@ -168,7 +168,7 @@ def test_every_fault_ends_at_its_stage_with_its_reason(tmp_path, samples, tokeni
     outcome = outcomes[sample.id]
     assert (outcome.stage, outcome.reason, outcome.records) == (stage, reason, ())
     (text,) = said.values()
-    text = text.text if isinstance(text, Line) else text
+    text = text.text if isinstance(text, ScriptedAnswer) else text
     assert text[8:20] in outcome.last_text if stage == "compose" else outcome.last_text == text[:2000]
     assert (
         len(player.asked)
@@ -242,9 +242,9 @@ def test_what_can_never_be_answered_costs_no_question_and_is_not_tried_again(tmp
         player, outcomes = go(tmp_path / act, [broken], tokenizer, script, replace(NANO, act=act, attempts=3))
         outcome = outcomes[sample.id]
         assert (outcome.stage, outcome.reason, outcome.attempts) == ("act", reason, 1)
-        assert player.asked == [] and summarise([outcome]).ends.decomposed == 0
+        assert player.asked == [] and summarise([outcome]).overall.decomposed == 0
     # A prompt that is too long is as long the next time.
-    script = saying(script, decompose_0=Line("", "overlong"))
+    script = saying(script, decompose_0=ScriptedAnswer("", "overlong"))
     player, outcomes = go(tmp_path / "long", [sample], tokenizer, script, replace(NANO, attempts=3))
     assert outcomes[sample.id].attempts == len(player.asked) == 1
 

@@ -86,7 +86,9 @@ def page(tmp_path, items, **changes):
 def test_counts_by_kind_source_and_stage_add_up():
     items = outcomes()
     summary = summarise(iter(items))
-    assert summary.ends.samples == len(items) and summary.ends.accepted == sum(o.accepted for o in items)
+    assert summary.overall.samples == len(items) and summary.overall.accepted == sum(
+        o.accepted for o in items
+    )
     for groups, key in (
         (summary.by_kind, lambda o: o.sample.kind),
         (summary.by_source, lambda o: o.sample.source),
@@ -97,10 +99,13 @@ def test_counts_by_kind_source_and_stage_add_up():
             for stage in ("decompose", "count", "verify"):
                 assert ends.by_stage[stage] == sum(o.stage == stage for o in mine)
     assert sum(summary.reasons.values()) == sum(not o.accepted for o in items)
-    assert summary.passed("verify") == summary.ends.accepted
+    assert summary.passed("verify") == summary.overall.accepted
     assert summary.passed("decompose") == len(items) - sum(o.stage == "decompose" for o in items)
     assert summary.records == sum(len(o.records) for o in items)
-    assert summary.generated_tokens == {"decompose": 40 * len(items), "reason": 100 * summary.ends.accepted}
+    assert summary.generated_tokens == {
+        "decompose": 40 * len(items),
+        "reason": 100 * summary.overall.accepted,
+    }
     assert summary.stages() == ["decompose", "count", "verify"]
 
 
@@ -157,7 +162,7 @@ def test_the_page_shows_what_a_reader_looks_for(tmp_path):
     )
     shown = re.sub(r"\s+", " ", " ".join(Page(text).text))
     for wanted in (
-        f"{summary.ends.accepted} of {summary.ends.samples} samples accepted",
+        f"{summary.overall.accepted} of {summary.overall.samples} samples accepted",
         "Success by stage", "Success by kind", "Success by source", "toolworld", "irrelevant",
         "count: 3 subtasks for 2 calls", "what it said", "no tools are offered", "a.jsonl:3", "2.00 h",
         f"{TRAJECTORIES} random trajectories", "Subtasks of an accepted sample", "Composed turn, characters",
@@ -230,7 +235,7 @@ def test_memory_does_not_grow_with_the_number_of_outcomes(tmp_path):
         summary, _ = page(tmp_path, stream(count))
         used = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert summary.ends.samples == count and len(summary.reasons) == MAX_REASONS + 1
+        assert summary.overall.samples == count and len(summary.reasons) == MAX_REASONS + 1
         assert sum(n for reason, n in summary.reasons.items() if reason.text == OTHER) == count - MAX_REASONS
         return used
 
@@ -249,7 +254,7 @@ def test_lone_surrogates_do_not_keep_the_page_from_being_written(tmp_path):
     assert "half ? of a pair" in text
 
 
-def test_a_page_that_cannot_be_written_is_the_users_to_mend(tmp_path):
+def test_a_page_that_cannot_be_written_is_an_error_of_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"report\.html: the report cannot be written"):
         write_report(
@@ -262,11 +267,11 @@ def test_the_terminal_table_holds_the_same_counts():
     lines = summary_table(summary, seconds=100.0, reasons=2).splitlines()
     assert lines[0].split() == ["samples", "accepted", "decompose", "count", "verify"]
     by_name = {line.split()[0]: line.split() for line in lines[1:]}
-    assert by_name["all"][1:3] == [str(summary.ends.samples), str(summary.ends.accepted)]
+    assert by_name["all"][1:3] == [str(summary.overall.samples), str(summary.overall.accepted)]
     for name, ends in summary.by_kind.items():
         assert by_name[name][1:3] == [str(ends.samples), str(ends.accepted)]
     assert sum(line.startswith("rejected:") for line in lines) == 3 and "1 other reasons" in "".join(lines)
-    assert f"{summary.ends.samples / 100:.2f} samples/s" in lines[-1]
+    assert f"{summary.overall.samples / 100:.2f} samples/s" in lines[-1]
 
 
 def test_table_6_stands_beside_the_published_one():

@@ -21,7 +21,7 @@ from dcore_jax.distill.config import DecomposeSampling, DistillConfig, ReasonSam
 from dcore_jax.distill.corpus import write_corpus
 from dcore_jax.distill.run import _samples
 from dcore_jax.distill.seeds import read_seeds
-from dcore_jax.distill.speakers import model_digest
+from dcore_jax.distill.served_models import model_digest
 from dcore_jax.engines import EngineConfig
 from dcore_jax.nano import NanoConfig, embedded_model
 
@@ -103,7 +103,7 @@ def test_the_same_run_again_asks_nothing_and_another_order_gives_the_same_answer
 
 def test_a_limit_can_be_raised_later(config, first, tmp_path):
     few = replace(config, output=str(tmp_path / "run"), limit=4)
-    assert distill_seeds(few).modes[0].counts.ends.samples == 4
+    assert distill_seeds(few).modes[0].counts.overall.samples == 4
     asked = answers(few.output)
     whole = distill_seeds(replace(few, limit=None))
     assert whole.modes[0].corpus.sha256 == first.modes[0].corpus.sha256
@@ -123,9 +123,9 @@ def test_a_limit_takes_from_each_source_in_turn(config, tmp_path):
     seeds = ("toolworld:6,kinds=irrelevant", f"jsonl:{plain}")
     few = replace(config, output=str(tmp_path / "run"), seeds=seeds, limit=3)
     by_source = distill_seeds(few).modes[0].counts.by_source
-    assert {name: ends.samples for name, ends in by_source.items()} == {"toolworld": 2, "jsonl": 1}
+    assert {name: counts.samples for name, counts in by_source.items()} == {"toolworld": 2, "jsonl": 1}
     more = distill_seeds(replace(few, limit=7)).modes[0].counts.by_source
-    assert {name: ends.samples for name, ends in more.items()} == {"toolworld": 4, "jsonl": 3}
+    assert {name: counts.samples for name, counts in more.items()} == {"toolworld": 4, "jsonl": 3}
 
 
 def test_a_limit_takes_from_each_of_two_files_of_one_format_and_two_tool_worlds_in_turn(tmp_path):
@@ -156,7 +156,7 @@ def test_table_6_runs_every_mode_on_the_same_seeds(config, tmp_path):
         "examples",
         "pseudo",
     }
-    samples = {mode.counts.ends.samples for mode in result.modes}
+    samples = {mode.counts.overall.samples for mode in result.modes}
     assert samples == {6}
 
 
@@ -233,7 +233,7 @@ def test_a_kill_amid_the_writing_of_a_small_file_leaves_a_folder_that_goes_on(co
             patched.setattr(Path, "write_text", killed)
             with pytest.raises(KeyboardInterrupt):
                 distill_seeds(run)
-    assert distill_seeds(run).modes[0].counts.ends.samples == 1
+    assert distill_seeds(run).modes[0].counts.overall.samples == 1
 
 
 def test_a_folder_refuses_another_model_in_the_same_place_and_another_file_of_labels(config, tmp_path):

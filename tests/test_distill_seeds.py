@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dcore_jax.calls import CALL_FORMATS, Call, calls_equal, parse_calls, render_calls
 from dcore_jax.data.files import Malformed
-from dcore_jax.distill.act import respond, started
+from dcore_jax.distill.act import respond, start_environment
 from dcore_jax.distill.ask import Rejected
 from dcore_jax.distill.kinds import asks, detect_kind, refuses
 from dcore_jax.distill.labels import read_labels
@@ -153,7 +153,7 @@ def test_type_names_of_the_data_sets_become_json_schema(written, expected, optio
     assert type_schema(written) == (expected, optional)
 
 
-def test_python_names_are_mended_at_every_depth_of_a_schema():
+def test_python_names_are_converted_at_every_depth_of_a_schema():
     tool = openai_tool(
         {
             "name": "Plan Route (v2)",
@@ -715,10 +715,10 @@ def test_a_plain_seed_may_name_the_task_that_execute_acts_in(monkeypatch):
     state = {"involved_classes": ["Harbour"], "initial_config": {"Harbour": {"tides": {"A": "4 m"}}}}
     for task, answer in (({"bfcl": state}, "4 m"), ({"tau": {"domain": "retail"}}, "5 m")):
         sample = only("jsonl", {**_SEED, "task": task})
-        assert respond(started(sample, "execute"), sample.reference) == (answer,)
+        assert respond(start_environment(sample, "execute"), sample.reference) == (answer,)
     broken = only("jsonl", {**_SEED, "task": {"bfcl": {**state, "initial_config": {"Harbour": {}}}}})
     with pytest.raises(Rejected, match=r"act: Harbour cannot load the task's initial_config \(KeyError\)"):
-        started(broken, "execute")
+        start_environment(broken, "execute")
 
 
 @pytest.mark.parametrize(
@@ -811,7 +811,7 @@ def test_reports_of_tool_world_tasks_come_when_asked_for():
     "spec",
     ["many", "5,seed=x", "5,colour=red", "5,subtasks=3-", "5,subtasks=9", "5,split=dev", "5,reports=1"],
 )
-def test_a_wrong_tool_world_option_is_the_users_to_mend(spec):
+def test_a_wrong_tool_world_option_is_named_in_one_line(spec):
     with pytest.raises(UserError) as error:
         read_seeds([f"toolworld:{spec}"])
     assert "\n" not in str(error.value)
@@ -853,7 +853,7 @@ def test_strict_stops_at_the_first_record_that_is_left_out(tmp_path):
 @pytest.mark.parametrize(
     "spec", ["data.json", "toolbench:data.json", "xlam:", "xlam:/no/such/file.json", "xlam:file.csv"]
 )
-def test_a_source_that_does_not_exist_is_the_users_to_mend(spec):
+def test_a_source_that_does_not_exist_is_named_in_one_line(spec):
     with pytest.raises(UserError) as error:
         read_seeds([spec])
     assert "\n" not in str(error.value)

@@ -17,13 +17,18 @@ from dcore_jax import UserError
 from dcore_jax.calls import CALL_FORMATS, Call, parse_response
 from dcore_jax.data.records import parse_record
 from dcore_jax.distill import compose
-from dcore_jax.distill.act import Bounded, Recorded, recorded_responses, started
+from dcore_jax.distill.act import (
+    ReplayEnvironment,
+    TimeLimitedEnvironment,
+    recorded_responses,
+    start_environment,
+)
 from dcore_jax.distill.adapters import BFCLTask, TauTask, adapter_for
 from dcore_jax.distill.ask import Answer, Rejected, request_seed
 from dcore_jax.distill.decompose import check_count, check_leaks, decompose_ask, read_subtasks
 from dcore_jax.distill.kinds import asks, refuses
 from dcore_jax.distill.labels import read_labels
-from dcore_jax.distill.reason import Solved, read_solved
+from dcore_jax.distill.reason import SolvedSubtask, parse_solution
 from dcore_jax.distill.seeds import read_seeds
 from dcore_jax.distill.seeds.toolworld import sample_of
 from dcore_jax.distill.templates import Templates
@@ -242,12 +247,12 @@ def test_seeds_of_questions_differ_and_depend_on_nothing_else():
 )
 def test_a_subtask_wants_one_thought_and_one_call(text, reason):
     with pytest.raises(Rejected) as rejected:
-        read_solved("find it", said(text), "python")
+        parse_solution("find it", said(text), "python")
     assert str(rejected.value).startswith(f"reason: {reason}"[:60])
 
 
 def test_thought_and_call_are_split_at_the_closing_tag():
-    solved = read_solved("find it", said("<think>\nlook first\n</think>\n\n[find(name='x')]"), "python")
+    solved = parse_solution("find it", said("<think>\nlook first\n</think>\n\n[find(name='x')]"), "python")
     assert solved[:3] == ("find it", "look first", Call("find", {"name": "x"}))
 
 
@@ -256,7 +261,7 @@ def test_thought_and_call_are_split_at_the_closing_tag():
 
 def test_replay_gives_the_recorded_responses_in_order_and_then_an_error(samples):
     sample = of_kind(samples, "sequential", calls=2)
-    environment = started(sample, "replay")
+    environment = start_environment(sample, "replay")
     answers = [environment.call(Call("whatever")) for _ in sample.reference]
     assert tuple(answer.content for answer in answers) == sample.responses and environment.done
     assert environment.call(Call("whatever")).error and len(environment.observe()) == len(answers) + 1
@@ -264,7 +269,7 @@ def test_replay_gives_the_recorded_responses_in_order_and_then_an_error(samples)
 
 def test_replay_by_content_gives_a_call_the_response_of_its_equal(samples):
     sample = of_kind(samples, "parallel", calls=2)
-    environment = Recorded(by_content=True)
+    environment = ReplayEnvironment(by_content=True)
     environment.reset(sample)
     for i in reversed(range(len(sample.reference))):
         assert environment.call(sample.reference[i]).content == sample.responses[i]
@@ -282,14 +287,14 @@ def test_labels_have_the_recorded_responses_up_to_the_first_call_without_one(sam
 
 def test_execute_runs_the_tools_of_the_samples_task(samples):
     sample = of_kind(samples, "sequential", calls=2)
-    environment = started(sample, "execute")
+    environment = start_environment(sample, "execute")
     assert environment.call(Call("no_such_tool")).error
     assert tuple(environment.call(call).content for call in sample.reference) == sample.responses
 
 
 def test_execute_needs_a_task(samples):
     with pytest.raises(Rejected, match="act: nothing to execute in"):
-        started(replace(samples[0], task=None), "execute")
+        start_environment(replace(samples[0], task=None), "execute")
 
 
 class Unruly:
@@ -316,7 +321,7 @@ class Unruly:
 
 def test_a_tool_that_raises_exits_or_shouts_is_an_observation():
     inside = Unruly()
-    bounded = Bounded(inside, seconds=5, max_chars=100)
+    bounded = TimeLimitedEnvironment(inside, seconds=5, max_chars=100)
     bounded.reset(None)
     assert bounded.call(Call("fine")).content == "x"
     assert "ValueError: no" in bounded.call(Call("raise")).error
@@ -328,7 +333,7 @@ def test_a_tool_that_raises_exits_or_shouts_is_an_observation():
 
 def test_a_tool_that_does_not_come_back_is_left_behind():
     inside = Unruly()
-    bounded = Bounded(inside, seconds=0.05)
+    bounded = TimeLimitedEnvironment(inside, seconds=0.05)
     bounded.reset(None)
     start = time.monotonic()
     assert "took longer than 0.05 s" in bounded.call(Call("sleep")).error
@@ -341,7 +346,7 @@ def test_a_tool_that_does_not_come_back_is_left_behind():
 
 def solved_steps(sample):
     return [
-        Solved(text, f"I look at what {call.name} needs.", call, "")
+        SolvedSubtask(text, f"I look at what {call.name} needs.", call, "")
         for text, call in zip(sample.task.subtasks, sample.reference, strict=True)
     ]
 
@@ -603,7 +608,7 @@ def stub_packages(monkeypatch):
 def test_bfcls_classes_are_called_by_name_each_reset_anew(samples, stub_packages):
     task = BFCLTask(("Counter",), {"Counter": {"count": 1}})
     for _ in range(2):
-        environment = started(replace(samples[0], task=task), "execute")
+        environment = start_environment(replace(samples[0], task=task), "execute")
         assert json.loads(environment.call(Call("add", {"by": 2})).content) == {"count": 3}
     assert "no tool '_load_scenario'" in environment.call(Call("_load_scenario", {"scenario": {}})).error
     assert "TypeError" in environment.call(Call("add", {"by": "x"})).error
@@ -611,7 +616,7 @@ def test_bfcls_classes_are_called_by_name_each_reset_anew(samples, stub_packages
 
 
 def test_tau_benchs_tools_share_one_fresh_database(samples, stub_packages):
-    environment = started(replace(samples[0], task=TauTask("retail")), "execute")
+    environment = start_environment(replace(samples[0], task=TauTask("retail")), "execute")
     environment.call(Call("look", {"name": "a"}))
     assert json.loads(environment.call(Call("look", {"name": "a"})).content) == {"a": 3}
 
@@ -660,7 +665,7 @@ def test_a_package_that_is_missing_is_named(samples):
     for task, package in ((BFCLTask(("MathAPI",)), "bfcl-eval"), (TauTask("retail"), "tau_bench")):
         if importlib.util.find_spec(package.replace("-", "_")) is None:
             with pytest.raises(UserError, match=f"install {package}"):
-                started(replace(samples[0], task=task), "execute")
+                start_environment(replace(samples[0], task=task), "execute")
 
 
 def test_the_worked_example_of_the_page_prints_what_the_page_says(capsys):

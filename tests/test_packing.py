@@ -11,7 +11,7 @@ from grain.experimental import assert_equal_output_after_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcore_jax.data import Sample, SampleStore, load_samples
+from dcore_jax.data import SampleStore, TrainingSample, load_samples
 from dcore_jax.data.packing import (
     PackedBatch,
     count_batches,
@@ -29,10 +29,10 @@ def store_of(lengths, categories=None) -> SampleStore:
     rng = np.random.default_rng(0)
     ends = np.cumsum(lengths)
     return SampleStore.from_samples(
-        Sample(
+        TrainingSample(
             tokens=np.arange(end - length + 1, end + 1, dtype=np.int32),
             loss_mask=rng.random(length) < 0.5,
-            count_mask=rng.random(length) < 0.7,
+            denominator_mask=rng.random(length) < 0.7,
             category=categories[i] if categories else "only",
             origin=f"made:{i}",
         )
@@ -47,7 +47,7 @@ def segments(batch: PackedBatch):
             mine = batch.segment_ids[row] == segment
             yield tuple(
                 field[row][mine]
-                for field in (batch.tokens, batch.positions, batch.loss_mask, batch.count_mask)
+                for field in (batch.tokens, batch.positions, batch.loss_mask, batch.denominator_mask)
             )
 
 
@@ -93,7 +93,7 @@ def test_every_sample_comes_out_whole_once_an_epoch_and_rows_are_well_formed(len
             np.testing.assert_array_equal(tokens, sample.tokens)
             np.testing.assert_array_equal(positions, np.arange(len(tokens)))
             np.testing.assert_array_equal(loss, sample.loss_mask)
-            np.testing.assert_array_equal(count, sample.count_mask)
+            np.testing.assert_array_equal(count, sample.denominator_mask)
             seen[first] += 1
         # Segments lie one after another from the left, and padding is all zero.
         for row, ids in enumerate(batch.segment_ids):

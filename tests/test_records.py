@@ -320,7 +320,7 @@ def test_rejections_are_counted_by_reason_with_the_first_origin(tmp_path):
 
 def test_strict_stops_at_the_first_rejection_naming_file_and_line(tmp_path):
     path = write(tmp_path / "t.jsonl", CHAT, CHAT, {"messages": []}, "broken\n")
-    with pytest.raises(UserError, match=rf"^{path}:3: empty messages; mend"):
+    with pytest.raises(UserError, match=rf"^{path}:3: empty messages; fix"):
         read_records(path, strict=True)
 
 

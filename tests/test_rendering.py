@@ -22,7 +22,16 @@ from dcore_jax.data.rendering import end_of_turn_ids, render_batch
 from dcore_jax.errors import UserError
 from dcore_jax.nano import build_tokenizer
 from dcore_jax.toolworld import generate_tasks, to_record
-from qwen_tokenizer import SPECIALS, SPLIT, TEMPLATE, byte_tokenizer, qwen_tokenizer, ranks
+from qwen_tokenizer import (
+    LATER_WORDS,
+    SPECIALS,
+    SPLIT,
+    TEMPLATE,
+    WORDS,
+    byte_tokenizer,
+    qwen_tokenizer,
+    ranks,
+)
 
 END = "<|im_end|>"
 TOOL = {"type": "function", "function": {"name": "ls", "parameters": {"type": "object", "properties": {}}}}
@@ -59,7 +68,7 @@ def test_loss_covers_the_turn_and_its_end_token_and_nothing_else():
     turn = [274, *b"\n\n", 275, *b"\n\nYo", 258]
     assert sample.tokens.tolist() == [*given, *turn, *b"\n"]
     assert sample.loss_mask.tolist() == [False] * len(given) + [True] * len(turn) + [False]
-    np.testing.assert_array_equal(sample.count_mask, sample.loss_mask)
+    np.testing.assert_array_equal(sample.denominator_mask, sample.loss_mask)
     assert (sample.tokens.dtype, sample.loss_mask.dtype) == (np.int32, bool)
 
 
@@ -245,7 +254,7 @@ def test_the_release_mask_has_loss_on_delimiters_and_counts_masked_assistant_tok
     )
     assert sample.tokens.tolist() == ids
     assert sample.loss_mask.tolist() == loss
-    assert sample.count_mask.tolist() == count
+    assert sample.denominator_mask.tolist() == count
     assert sum(count) == sum(loss) + len("a1")
 
 
@@ -288,11 +297,13 @@ def test_a_store_gives_back_every_sample(tmp_path):
     )
     assert len(store) == len(singles) == report.samples == 26
     for i, sample in enumerate(singles):
-        for field in ("tokens", "loss_mask", "count_mask"):
+        for field in ("tokens", "loss_mask", "denominator_mask"):
             np.testing.assert_array_equal(getattr(store[i], field), getattr(sample, field))
         assert (store[i].origin, store[i].category) == (sample.origin, sample.category)
     assert report.loss_tokens == sum(int(s.loss_mask.sum()) for s in singles)
-    assert report.count_tokens == sum(int(s.count_mask.sum()) for s in singles) > report.loss_tokens
+    assert (
+        report.denominator_tokens == sum(int(s.denominator_mask.sum()) for s in singles) > report.loss_tokens
+    )
     np.testing.assert_array_equal(store.lengths, [len(s.tokens) for s in singles])
     with pytest.raises(IndexError):
         store[26]
@@ -360,7 +371,12 @@ def test_the_converted_qwen_vocabulary_tokenises_as_tiktoken_does():
         assert tokenizer.decode(ids) == text
 
 
-@given(st.text(max_size=40))
+def holds_no_added_token(text):
+    """Such a token is one id here and ordinary text to tiktoken; Hypothesis tries the constants of our source too."""
+    return not any(token in text for token in (*SPECIALS, *WORDS, *LATER_WORDS))
+
+
+@given(st.text(max_size=40).filter(holds_no_added_token))
 @settings(max_examples=100, deadline=None)
 def test_the_converted_vocabulary_agrees_with_tiktoken_on_any_text(text):
     ids = qwen_tokenizer()(text, add_special_tokens=False)["input_ids"]

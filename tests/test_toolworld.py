@@ -291,7 +291,7 @@ def test_data_that_is_the_tool_world_is_told_from_files():
         ("toolworld:5,seed", "unknown option 'seed'"),
         ("toolworld:5,subtasks=3-", "a range such as 3-5"),
         ("toolworld:5,subtasks=9", "toolworld:5,subtasks=9: .* within 1 to 5"),
-        ("toolworld:5,split=dev", "the splits are train, test"),
+        ("toolworld:5,split=dev", "choose one of train, test"),
         ("toolworld:5,kinds=single+odd", "'odd' is unknown"),
         ("toolworld:5,families=boats", "'boats' is unknown"),
         ("toolworld:5,reports=1", "reports is yes or no"),
@@ -454,7 +454,7 @@ def test_whatever_a_tool_raises_is_an_observation_and_leaves_the_state():
 
 def test_a_draw_with_too_few_values_says_so_instead_of_hanging():
     with pytest.raises(ValueError, match="too few values such as"):
-        family.fresh(random.Random(0), family.integers(1, 3), 5)
+        family.draw_distinct(random.Random(0), family.integers(1, 3), 5)
 
 
 # ---- records ----

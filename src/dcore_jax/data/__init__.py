@@ -1,7 +1,7 @@
-"""Files to rendered samples to packed rows: records.py, rendering.py, store.py, packing.py (which alone needs grain)."""
+"""From files to packed rows: records.py, rendering.py, store.py, packing.py (the only one that imports grain)."""
 
 from dcore_jax.data.records import Malformed, Record, Rejections, parse_record, read_records
-from dcore_jax.data.rendering import Rendered, Sample, render, render_batch
+from dcore_jax.data.rendering import Rendered, TrainingSample, render, render_batch
 from dcore_jax.data.store import DataReport, SampleStore, load_samples, samples_from_records
 
 __all__ = [
@@ -10,8 +10,8 @@ __all__ = [
     "Record",
     "Rejections",
     "Rendered",
-    "Sample",
     "SampleStore",
+    "TrainingSample",
     "load_samples",
     "parse_record",
     "read_records",

@@ -1,12 +1,14 @@
-"""The `release` mask: conversations as the D-CORE release's SFT trainer writes and weighs them.
+"""The `release` mask: conversations in the ChatML and with the loss weights of the D-CORE release's SFT trainer.
 
-Every message is `<|im_start|>role\\ncontent<|im_end|>\\n`, its parts tokenised apart. Loss lies on `<|im_start|>`,
-`<|im_end|>` and the newline after it in every message, and on the content of the last assistant turn. The content of
-earlier assistant turns carries no loss but is counted in the denominator (the release's weights stay 1 there while its
-labels are masked). Facts from its `moi_trainer_qwen3.py`, mode `only_last_assistant`.
+Every message is `<|im_start|>role\\ncontent<|im_end|>\\n`, its parts tokenised separately. `<|im_start|>`, `<|im_end|>` and
+the newline after it carry loss in every message, and so does the content of the last assistant turn. The content of
+earlier assistant turns carries no loss but counts in the denominator (the release's weights stay 1 there while its
+labels are masked).
 
-Where we differ: position 0 of a sample carries no loss. In a packed row the release predicts the first token of the
-second and later samples from the last newline of the sample before, across what its attention keeps apart.
+A difference: position 0 of a sample carries no loss. In a packed row the release predicts the first token of the
+second and later samples from the last newline of the sample before, although its attention separates the two.
+
+Source: the release's `moi_trainer_qwen3.py`, mode `only_last_assistant`.
 """
 
 import json
@@ -14,50 +16,58 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 
 from dcore_jax.calls import Call, render_calls
 from dcore_jax.data.records import Message
 from dcore_jax.errors import UserError
 
 START, END = "<|im_start|>", "<|im_end|>"
-# given: no loss, not counted. counted: in the denominator only. learned: the turn. delimiter: loss in every message.
-Kind = Literal["prompt", "turn", "given", "counted", "learned", "delimiter"]
+# What a piece of text is to the masks. Of a chat template: prompt (no loss) and turn (loss up to its end token).
+# Here: context (no loss), denominator (no loss, but counted), learned and delimiter (loss).
+PieceKind = Literal["prompt", "turn", "context", "denominator", "learned", "delimiter"]
 
 
 class Pieces(NamedTuple):
-    """Texts to be tokenised apart and joined, and what each one is to the mask."""
+    """Texts to be tokenised separately and joined, each with its kind."""
 
     texts: list[str]
-    kinds: list[Kind]
+    kinds: list[PieceKind]
 
 
 def chatml_turn(messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> Pieces:
-    """The conversation up to and with its last message, which is the assistant turn to learn.
+    """The pieces of a conversation whose last message is the assistant turn to learn.
 
-    The release keeps everything in the text. What a record holds beside the text is written as its corpora have it:
-    tools as JSON lines in the system message, calls as a Python list, tool results as user turns.
+    The release's records are text only. Structured fields of ours are written as its corpora write them: tools as JSON
+    lines in the system message, calls as a Python list, tool results as user turns.
     """
     texts: list[str] = []
-    kinds: list[Kind] = []
+    kinds: list[PieceKind] = []
     history = _tool_results_as_user_turns(_tools_in_system(messages[:-1], tools))
     for message in history:
-        kind: Kind = "counted" if message["role"] == "assistant" else "given"
+        kind: PieceKind = "denominator" if message["role"] == "assistant" else "context"
         _add(texts, kinds, message["role"], _without_thinking(message), kind)
     _add(texts, kinds, "assistant", _with_thinking(messages[-1]), "learned")
     return Pieces(texts, kinds)
 
 
-def chatml_marks(pieces: Sequence[Sequence[int]], kinds: Sequence[Kind]) -> tuple[np.ndarray, np.ndarray]:
-    """(loss, count) masks of the joined ids, bool [length]; False at position 0, which nothing predicts."""
+def chatml_masks(
+    pieces: Sequence[Sequence[int]], kinds: Sequence[PieceKind]
+) -> tuple[Bool[np.ndarray, "length"], Bool[np.ndarray, "length"]]:
+    """The loss mask and the denominator mask of the joined ids; False at position 0, which nothing predicts."""
     lengths = [len(piece) for piece in pieces]
     loss = np.repeat([kind in ("delimiter", "learned") for kind in kinds], lengths)
-    count = np.repeat([kind in ("delimiter", "learned", "counted") for kind in kinds], lengths)
-    loss[:1] = count[:1] = False
-    return loss, count
+    denominator = np.repeat([kind in ("delimiter", "learned", "denominator") for kind in kinds], lengths)
+    loss[:1] = denominator[:1] = False
+    return loss, denominator
 
 
-def chatml_ends(tokenizer: Any) -> frozenset[int]:
-    """The id of `<|im_end|>`. Raises `UserError` if the tokenizer has no ChatML tokens to build with."""
+def chatml_end_ids(tokenizer: Any) -> frozenset[int]:
+    """The id of `<|im_end|>`.
+
+    Raises:
+      UserError: the tokenizer has no ChatML tokens.
+    """
     for token in (START, END):
         ids = tokenizer(token, add_special_tokens=False)["input_ids"]
         if tokenizer.convert_ids_to_tokens(ids) != [token]:
@@ -67,9 +77,9 @@ def chatml_ends(tokenizer: Any) -> frozenset[int]:
     return frozenset({tokenizer.convert_tokens_to_ids(END)})
 
 
-def _add(texts: list[str], kinds: list[Kind], role: str, content: str, kind: Kind) -> None:
+def _add(texts: list[str], kinds: list[PieceKind], role: str, content: str, kind: PieceKind) -> None:
     texts += [START, role, "\n", content, END, "\n"]
-    kinds += ["delimiter", "given", "given", kind, "delimiter", "delimiter"]
+    kinds += ["delimiter", "context", "context", kind, "delimiter", "delimiter"]
 
 
 def _tools_in_system(messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> list[Message]:
@@ -83,7 +93,7 @@ def _tools_in_system(messages: Sequence[Message], tools: Sequence[dict[str, Any]
 
 
 def _tool_results_as_user_turns(messages: Sequence[Message]) -> list[Message]:
-    """D-CORE's corpora carry tool results as user turns; its trainer would put loss on a `tool` turn's text."""
+    """The messages with tool results as user turns, as in D-CORE's corpora: its trainer would put loss on a `tool` turn."""
     turns: list[Message] = []
     for i, message in enumerate(messages):
         if message["role"] != "tool":

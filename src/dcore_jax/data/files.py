@@ -1,4 +1,4 @@
-"""Files to rows: JSONL, JSON arrays and Parquet, on disk or on the Hugging Face hub, each row with its origin."""
+"""Data files as rows: JSONL, JSON arrays and Parquet, on disk or on the Hugging Face hub, each row with its origin."""
 
 import codecs
 import json
@@ -6,18 +6,35 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dcore_jax.errors import UserError
+from dcore_jax.errors import UserError, first_line
 
 EXTENSIONS = (".jsonl", ".json", ".parquet")
 HUB = "hf://datasets/"
 
 
 class Malformed(ValueError):
-    """A record that cannot be learned from; its text is the reason it is counted under."""
+    """A record that cannot be used; its message is the reason under which it is counted."""
+
+
+def decode_json(value: Any, reason: str) -> Any:
+    """The value of JSON text; what is not text comes back as it is. Raises `Malformed` with the reason given."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise Malformed(reason) from None
 
 
 def local_file(path: str) -> Path:
-    """The file itself, or its copy in the hub's cache. Raises `UserError` where there is none."""
+    """The path of a local file, or of a hub file's copy in the cache.
+
+    Args:
+      path: a path, or `hf://datasets/<owner>/<name>/<file>`.
+
+    Raises:
+      UserError: an unknown extension, or a file that does not exist or cannot be fetched.
+    """
     if Path(path).suffix not in EXTENSIONS:
         raise UserError(f"{path}: cannot read this extension; data files end in {', '.join(EXTENSIONS)}")
     if path.startswith(HUB):
@@ -31,17 +48,25 @@ def _hub_file(path: str) -> Path:
     parts = path.removeprefix(HUB).split("/", 2)
     if len(parts) != 3:
         raise UserError(f"{path}: a hub file is written {HUB}<owner>/<name>/<file>")
-    from huggingface_hub import hf_hub_download  # lazily: reading local files needs no hub client
+    from huggingface_hub import hf_hub_download  # imported late: local files need no hub client
 
     repo, _, revision = "/".join(parts[:2]).partition("@")
     try:
         return Path(hf_hub_download(repo, parts[2], repo_type="dataset", revision=revision or None))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot fetch from the hub: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"{path}: cannot fetch from the hub: {first_line(error)}") from error
 
 
 def file_rows(name: str, path: Path) -> Iterator[tuple[str, Any]]:
-    """(origin, row) for every row of a file; a row that is not JSON comes as the `Malformed` to count."""
+    """Yields (origin, row) for every row of a file; a row that is not JSON is yielded as a `Malformed`.
+
+    Args:
+      name: how the file is named in origins: `name:line`, or `name:row` for Parquet, counted from 1.
+      path: of the local file.
+
+    Raises:
+      UserError: a file that cannot be read as a whole.
+    """
     if path.suffix == ".parquet":
         yield from _parquet_rows(name, path)
         return
@@ -57,16 +82,16 @@ def _json_rows(name: str, path: Path) -> Iterator[tuple[str, Any]]:
         if data.lstrip()[:1] == b"[":
             yield from _array_rows(name, data)
             return
-        if isinstance(whole := _decoded(data), dict):  # one object, over however many lines
+        if isinstance(whole := _parse_line(data), dict):  # one object, which may span several lines
             yield f"{name}:1", whole
             return
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield f"{name}:{number}", _decoded(line)
+                yield f"{name}:{number}", _parse_line(line)
 
 
-def _decoded(line: bytes) -> Any:
+def _parse_line(line: bytes) -> Any:
     try:
         return json.loads(line)
     except UnicodeDecodeError:
@@ -76,7 +101,7 @@ def _decoded(line: bytes) -> Any:
 
 
 def _array_rows(name: str, data: bytes) -> Iterator[tuple[str, Any]]:
-    """The elements of a JSON array, one by one, so that each is named by the line it starts on."""
+    """The elements of a JSON array, parsed one by one so that the origin of each is the line on which it starts."""
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -94,7 +119,7 @@ def _array_rows(name: str, data: bytes) -> Iterator[tuple[str, Any]]:
             if text[at : at + 1] not in ("]", ","):
                 raise ValueError("neither the end nor another element")
         except (ValueError, RecursionError):
-            # Past a break in an array nothing can be trusted to be a record: say so, and stop.
+            # After a syntax error the boundaries of elements are unknown.
             yield f"{name}:{line}", Malformed("invalid JSON in an array: nothing from it on was read")
             return
         yield f"{name}:{line}", element
@@ -124,13 +149,13 @@ def _parquet_rows(name: str, path: Path) -> Iterator[tuple[str, Any]]:
                     ambiguous = _ambiguous_null(row)
                     yield f"{name}:{number}", Malformed(ambiguous) if ambiguous else row
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{name}: not a readable Parquet file: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{name}: not a readable Parquet file: {first_line(error)}") from error
 
 
 def _ambiguous_null(row: dict[str, Any]) -> str | None:
-    """The reason to reject a row with nulls inside arguments or tool schemas.
+    """The reason to reject a row with nulls inside arguments or tool schemas; None without such nulls.
 
-    Parquet gives every struct of a column all of the column's fields, so there a null may mean absent or null.
+    Parquet gives every struct of a column all of the column's fields, so a null there may mean absent or null.
     """
 
     def has_null(value: Any) -> bool:

@@ -1,9 +1,9 @@
-"""Samples to packed rows: a grain pipeline, deterministic and checkpointable, that never splits a sample.
+"""Sequence packing: a deterministic, checkpointable grain pipeline from samples to rows that never splits a sample.
 
-    epoch orders, arranged -> grain's packer -> rows gathered from the store -> batches -> a prefetch thread
+    order of each epoch -> windows arranged to fill rows -> grain's packer -> rows from the store -> batches -> a thread
 
-The packer moves indices into the store's flat arrays, not tokens, so one packed array carries tokens and
-both masks. The only module of the package that imports grain.
+The packer packs indices into the store's flat arrays, not tokens, so one packed array stands for tokens and both
+masks. The only module of the package that imports grain.
 """
 
 import functools
@@ -27,13 +27,13 @@ _PADDING = -1  # an index into the store that no token has
 
 
 class PackedBatch(NamedTuple):
-    """Rows of whole samples. Padding has segment 0, token 0, position 0 and no mask."""
+    """Packed rows of whole samples. Padding has segment id 0, token 0, position 0 and False in both masks."""
 
     tokens: Int32[np.ndarray, "rows length"]
     positions: Int32[np.ndarray, "rows length"]  # from 0 within each sample
     segment_ids: Int32[np.ndarray, "rows length"]  # 1, 2, ... along a row; 0 is padding
     loss_mask: Bool[np.ndarray, "rows length"]  # True at a predicted token that carries loss
-    count_mask: Bool[np.ndarray, "rows length"]  # True at a predicted token in the loss's denominator
+    denominator_mask: Bool[np.ndarray, "rows length"]  # True at a predicted token in the loss's denominator
 
 
 def packed_batches(
@@ -49,25 +49,28 @@ def packed_batches(
     bins: int = DEFAULT_BINS,
     prefetch: int = 2,
 ) -> grain.IterDataset:
-    """Global `PackedBatch`es of `[rows, pack_length]`, the same on every process and for any mesh.
+    """Global batches of `[rows, pack_length]`, the same on every process and for any mesh.
 
-    Each epoch visits every sample once, in an order drawn from (seed, epoch): see `epoch_order`. Epochs
-    follow one another without a break (a row may hold the end of one and the start of the next);
-    `epochs=None` never ends, `first_epoch` leaves out those before it. The last batch is filled up with empty rows.
+    Each epoch visits every sample once, in an order drawn from (seed, epoch): see `epoch_order`. A row may hold the
+    end of one epoch and the start of the next. The last batch is filled up with empty rows.
 
-    `packing`: `first_fit` or `best_fit` into `bins` open rows, all of which are emitted, shuffled, when a
-    sample fits in none; the samples of about `bins` rows are put in an order that fills rows first (see
-    `row_filling_order`). `next_fit`, the release's, has one open row and leaves the order as it is.
-    `prefetch`: batches a background thread keeps ready (0: no thread).
+    `iter()` of the result has `get_state()` and `set_state()`; the state is a JSON-serialisable dict, and an iterator
+    restored from it yields exactly the remaining batches.
 
-    `iter()` of the result has `get_state()` and `set_state()`; the state is a dict that JSON can hold, and
-    an iterator restored from it yields exactly the batches that were still to come.
+    Args:
+      epochs: epoch that is no longer visited, counted from 0; None: without end.
+      first_epoch: epoch that is visited first.
+      packing: `first_fit` or `best_fit` into `bins` open rows, all of which are emitted, shuffled, when a sample fits in
+        none; the samples of about `bins` rows are first put in an order that fills rows (see `row_filling_order`).
+        `next_fit`, the release's, has one open row and keeps the order.
+      prefetch: batches that a background thread prepares in advance; 0: no thread.
 
-    Raises `UserError` naming the sample that is longer than a row, and for settings out of range.
+    Raises:
+      UserError: a sample longer than a row, which is named; settings out of range.
     """
     if rows < 1:
         raise UserError(f"a batch needs at least 1 row, not {rows}")
-    _check(store, pack_length, seed, epochs, packing, order, bins)
+    _check_arguments(store, pack_length, seed, epochs, packing, order, bins)
     epoch_range = (first_epoch, epochs)
     packed = _packed_indices(store, pack_length, seed, epoch_range, packing, order, bins)
 
@@ -90,8 +93,8 @@ def count_batches(
     order: Order = "shuffle",
     bins: int = DEFAULT_BINS,
 ) -> int:
-    """How many batches `packed_batches` yields with these arguments, counted on lengths without packing."""
-    _check(store, pack_length, seed, epochs, packing, order, bins)
+    """How many batches `packed_batches` yields with these arguments, computed from lengths without packing."""
+    _check_arguments(store, pack_length, seed, epochs, packing, order, bins)
     epoch_range = (first_epoch, epochs)
     source = _Epochs(store, seed, epoch_range, order, pack_length, _arranged_rows(packing, bins))
     open_rows = 1 if packing == "next_fit" else bins
@@ -100,7 +103,7 @@ def count_batches(
     for length in source.lengths():
         room = np.where(free >= length, free, pack_length + 1) if packing == "best_fit" else free >= length
         row = int(np.argmin(room) if packing == "best_fit" else np.argmax(room))
-        if free[row] < length:  # it fits in none: all are emitted, and it opens the next group
+        if free[row] < length:  # it fits in none: all are emitted, and it starts the next group
             emitted, row = emitted + open_rows, 0
             free[:] = pack_length
         free[row] -= length
@@ -108,7 +111,7 @@ def count_batches(
 
 
 def packing_fill(batch: PackedBatch) -> float:
-    """Share of a batch's positions that hold a token of a sample, in [0, 1]."""
+    """The share of a batch's positions that are not padding, in [0, 1]."""
     return float(np.mean(batch.segment_ids > 0))
 
 
@@ -117,8 +120,9 @@ def epoch_order(
 ) -> Int64[np.ndarray, "samples"]:
     """The order in which one epoch visits the samples, a permutation of their indices.
 
-    `shuffle`: uniformly at random. `round_robin`: each category shuffled, then one sample of each category
-    in turn, a category dropping out when it is used up (the D-CORE release's order).
+    Args:
+      order: `shuffle`: uniformly at random. `round_robin`: each category shuffled, then one sample of each category in
+        turn, until the category is exhausted (the D-CORE release's order).
     """
     rng = np.random.default_rng([seed, epoch])
     shuffled = rng.permutation(len(store))
@@ -138,9 +142,9 @@ def row_filling_order(
 ) -> Int64[np.ndarray, "samples"]:
     """A permutation of the samples after which first-fit leaves little padding.
 
-    Row by row: the longest sample left, then the samples that together come nearest to the room it leaves (a subset
-    sum over bit sets: bit s of `reach[k]` says that some of the first k samples have s tokens together). First-fit on
-    this order never needs more rows than the plan has. Rows differ in fill by what no choice of samples can mend.
+    Row by row: the longest remaining sample, then the samples whose total is nearest to the free space: a subset sum over
+    bit sets, where bit s of `reach[k]` says that some of the first k samples have s tokens together. First-fit on this
+    order never needs more rows than were planned.
     """
     left = np.argsort(-lengths, kind="stable").tolist()
     order: list[int] = []
@@ -160,15 +164,16 @@ def row_filling_order(
                 chosen.append(k - 1)
                 total -= int(lengths[left[k - 1]])
         order += [longest, *(left[k] for k in chosen)]
-        for k in chosen:  # from the back, so that the places before stay
+        for k in chosen:  # from the back, so that earlier indices stay valid
             del left[k]
     return np.array(order, np.int64)
 
 
 class _Epochs:
-    """Random access over all epochs: item i is the token indices of the sample that stands i-th.
+    """Random access over all epochs: item i holds the token indices of the i-th sample.
 
-    `arrange` samples of about this many rows at a time to fill rows; 0 leaves every epoch in its own order.
+    Args:
+      arrange: rows per window; the samples of each window are reordered to fill rows. 0: every epoch keeps its order.
     """
 
     def __init__(
@@ -184,7 +189,7 @@ class _Epochs:
         self._first, end = epochs
         self._end = sys.maxsize // len(store) if end is None else end
         self._pack_length, self._arrange = pack_length, arrange
-        # Caches, because reading is sequential. Bound, because each iterator over the dataset has its own thread.
+        # Cached, because reading is sequential; a few entries, because iterators in threads of their own may be elsewhere.
         self._windows = functools.lru_cache(maxsize=4)(self._windows)  # type: ignore[method-assign]
         self._window = functools.lru_cache(maxsize=4)(self._window)  # type: ignore[method-assign]
 
@@ -232,8 +237,8 @@ def _packed_indices(
     order: Order,
     bins: int,
 ) -> grain.IterDataset:
-    """Rows `{at, at_positions, at_segment_ids}` of `[pack_length]`, `at` indexing the store's flat arrays."""
-    # Reading is an array slice: threads of its own would only make it slower.
+    """Rows `{at, at_positions, at_segment_ids}` of `[pack_length]`; `at` holds indices into the store's flat arrays."""
+    # Reading a sample is an array slice: reader threads would only make it slower.
     reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     source = _Epochs(store, seed, epochs, order, pack_length, _arranged_rows(packing, bins))
     samples = grain.MapDataset.source(source).to_iter_dataset(reading)
@@ -248,8 +253,7 @@ def _packed_indices(
         padding_struct={"at": _PADDING},
         num_packing_bins=1 if packing == "next_fit" else bins,
         seed=seed,
-        # First rows of a group are the fullest, last ones the emptiest: shuffled, every batch has its share
-        # of both.
+        # A group's first rows are the fullest and its last ones the emptiest: shuffled, batches are equally full.
         shuffle_bins=packing != "next_fit",
     )
 
@@ -258,7 +262,7 @@ def _arranged_rows(packing: Packing, bins: int) -> int:
     return 0 if packing == "next_fit" else bins
 
 
-def _check(
+def _check_arguments(
     store: SampleStore,
     pack_length: int,
     seed: int,
@@ -288,20 +292,22 @@ def _check(
 def _gather(
     store: SampleStore, packed_rows: Sequence[dict[str, np.ndarray]], rows: int, pack_length: int
 ) -> PackedBatch:
+    """The batch of packed rows of indices; missing rows are padding."""
     at = np.full((rows, pack_length), _PADDING, np.int64)
     positions, segment_ids = np.zeros((2, rows, pack_length), np.int32)
     for i, row in enumerate(packed_rows):
         at[i], positions[i], segment_ids[i] = row["at"], row["at_positions"], row["at_segment_ids"]
-    held = at != _PADDING
-    where = np.where(held, at, 0)
+    is_token = at != _PADDING
+    index = np.where(is_token, at, 0)
 
     def bits(packed: np.ndarray) -> np.ndarray:
-        return ((packed[where // 8] >> (7 - where % 8)) & 1).astype(bool) & held
+        # One bit of a `np.packbits` array, whose first bit is the most significant one.
+        return ((packed[index // 8] >> (7 - index % 8)) & 1).astype(bool) & is_token
 
     return PackedBatch(
-        tokens=np.where(held, store.tokens[where], 0),
+        tokens=np.where(is_token, store.tokens[index], 0),
         positions=positions,
         segment_ids=segment_ids,
         loss_mask=bits(store.loss_bits),
-        count_mask=bits(store.count_bits),
+        denominator_mask=bits(store.denominator_bits),
     )

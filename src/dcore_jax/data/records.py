@@ -1,17 +1,14 @@
-"""Readers: files of tool-use conversations to `Record`s, every line accounted for.
+"""Readers: files of tool-use conversations as `Record`s, with every rejected line counted.
 
-Four kinds of record are told apart by their fields, line by line, so one file may mix them (docs/data.md
-shows each):
+The fields of a line decide which of four kinds it is, so one file may mix them (docs/data.md shows each):
 
 - chat: `messages`, optionally `tools` and `category`;
 - ToolRL SFT (arXiv 2504.13958): `instruction`, `input`, `output`;
 - D-CORE SFT (arXiv 2602.02160): `conversations`, each message as `role/content` or `from/value`, optionally
   several conversations packed in one line with `single_conv_last_idx` naming where each ends;
-- RL prompts (`prompt`, `reward_model`) are recognised only to be rejected by name: they hold no answer to
-  learn from.
+- RL prompts (`prompt`, `reward_model`), which are rejected with a reason of their own: they hold no answer to learn from.
 """
 
-import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,56 +16,55 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dcore_jax.calls.bounds import MAX_VALUES, CallSyntaxError, check_text, check_value
-from dcore_jax.data.files import Malformed, file_rows, local_file
+from dcore_jax.data.files import Malformed, decode_json, file_rows, local_file
 from dcore_jax.errors import UserError
 
 Message = dict[str, Any]
 LossTurns = Literal["every", "last"]
 
 ROLES = ("system", "user", "assistant", "tool")
-# What the D-CORE release calls its speakers when it writes `from/value`.
-_SPEAKERS = {"system": "system", "human": "user", "gpt": "assistant", "tool": "tool"}
+# The D-CORE release's names of the roles in `from/value` messages.
+_RELEASE_ROLES = {"system": "system", "human": "user", "gpt": "assistant", "tool": "tool"}
 
 
 @dataclass(frozen=True)
 class Record:
-    """One conversation as it was read.
+    """One conversation of a file."""
 
-    `messages` are OpenAI-style dicts (`role`, `content`, optionally `tool_calls` with `arguments` as dicts).
-    `loss_turns` says which assistant turns become samples: `every` one, or only the `last`, for records whose
-    history was already trained on in other records (the D-CORE corpora).
-    """
-
-    messages: tuple[Message, ...]
-    tools: tuple[dict[str, Any], ...] | None
+    messages: tuple[
+        Message, ...
+    ]  # OpenAI-style: `role`, `content`, optionally `tool_calls` with `arguments` as dicts
+    tools: tuple[dict[str, Any], ...] | None  # OpenAI function schemas
     category: str
     origin: str  # "file:line" for JSON, "file:row" for Parquet, both counted from 1
+    # The assistant turns that become samples; `last` for records whose history is trained on in others (the D-CORE corpora).
     loss_turns: LossTurns = "every"
 
 
 @dataclass
 class Rejections:
-    """What was not used: how often by reason, with the first origin of each; `strict` raises instead."""
+    """Rejected records, counted by reason with the first origin of each; `strict` raises at the first one instead."""
 
     strict: bool = False
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
 
     def add(self, reason: str, origin: str) -> None:
-        """Count one rejection. Raises `UserError` naming origin and reason when `strict`."""
+        """Counts one rejection. Raises `UserError`, naming origin and reason, when `strict`."""
         if self.strict:
             raise UserError(
-                f"{origin}: {reason}; mend the record, or read without strict to skip and count it"
+                f"{origin}: {reason}; fix the record, or read without strict to skip and count it"
             )
         self.counts[reason] = self.counts.get(reason, 0) + 1
         self.examples.setdefault(reason, origin)
 
     @property
     def total(self) -> int:
+        """All rejections."""
         return sum(self.counts.values())
 
     def lines(self, limit: int = 20) -> list[str]:
-        """One line a reason, the most frequent first: `12 x no assistant turn (first: train.jsonl:7)`."""
+        """One line per reason, the most frequent first: `12 x no assistant turn (first: train.jsonl:7)`."""
         ordered = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
         lines = [f"{count} x {reason} (first: {self.examples[reason]})" for reason, count in ordered[:limit]]
         rest = ordered[limit:]
@@ -78,11 +74,14 @@ class Rejections:
 def read_records(
     paths: Iterable[str | Path] | str | Path, *, strict: bool = False
 ) -> tuple[list[Record], Rejections]:
-    """Read JSONL, JSON arrays and Parquet, local or `hf://datasets/<owner>/<name>/<file>`.
+    """Reads JSONL, JSON arrays and Parquet, local or `hf://datasets/<owner>/<name>/<file>`.
 
-    Returns the records in file order and what was rejected, by reason. `strict` raises `UserError` at the
-    first rejected record instead. A file that is missing, of another extension, or unreadable as a whole
-    always raises.
+    Returns:
+      The records in file order, and the rejections.
+
+    Raises:
+      UserError: a file that is missing, of another extension, or unreadable as a whole; with `strict`, the first
+        rejected record.
     """
     rejections = Rejections(strict=strict)
     records: list[Record] = []
@@ -99,10 +98,14 @@ def read_records(
 
 
 def parse_record(row: Any, *, origin: str, category: str = "default") -> list[Record]:
-    """One row of a file as records: more than one only for a packed D-CORE line.
+    """The records of one row of a file: several only for a packed D-CORE line.
 
-    `category` holds where the row has no `category` of its own (read_records passes the file's stem).
-    Raises `Malformed` with the reason.
+    Args:
+      origin: where the row is from, as `file:line`.
+      category: used where the row has no `category` (`read_records` passes the file's stem).
+
+    Raises:
+      Malformed: with the reason.
     """
     if not isinstance(row, dict):
         raise Malformed(f"a record must be a JSON object, not {type(row).__name__}")
@@ -127,7 +130,7 @@ def parse_record(row: Any, *, origin: str, category: str = "default") -> list[Re
         raise Malformed("an RL prompt (prompt, reward_model), which holds no answer to learn from")
     else:
         fields = " ".join(", ".join(sorted(map(str, row))).split())
-        fields = fields.encode(errors="backslashreplace").decode()  # the reason is printed
+        fields = fields.encode(errors="backslashreplace").decode()  # lone surrogates cannot be printed
         raise Malformed(f"unknown format with fields {fields[:80] or '(none)'}")
     if row.get("history"):
         raise Malformed("a history beside the record's own turns, which is not supported")
@@ -140,7 +143,7 @@ def parse_record(row: Any, *, origin: str, category: str = "default") -> list[Re
 
 
 def _with_system(text: Any, messages: list[Message]) -> list[Message]:
-    """The record's own `system` field as the first turn of a conversation."""
+    """The conversation with the record's `system` field as its first turn."""
     if text in (None, ""):
         return messages
     if messages[0]["role"] == "system":
@@ -185,7 +188,7 @@ def _message(value: Any) -> Message:
 
 
 def _tool_call(value: Any) -> dict[str, Any]:
-    """OpenAI's `{"function": {"name", "arguments"}}` or the bare inner object; arguments end as a dict."""
+    """OpenAI's `{"function": {"name", "arguments"}}` from that or the bare inner object; arguments become a dict."""
     if not isinstance(value, dict):
         raise Malformed(f"a tool call must be an object, not {type(value).__name__}")
     value = {key: item for key, item in value.items() if item is not None}
@@ -203,7 +206,7 @@ def _tool_call(value: Any) -> dict[str, Any]:
 
 
 def _toolrl_messages(row: dict[str, Any]) -> list[Message]:
-    """ToolRL's SFT triple: instruction is the system turn, input the user's, output the assistant's."""
+    """The messages of ToolRL's SFT triple: instruction (system), input (user), output (assistant)."""
     for name in ("instruction", "input", "output"):
         if not isinstance(row[name], str):
             raise Malformed(f"{name} must be text, not {type(row[name]).__name__}")
@@ -220,7 +223,7 @@ def _toolrl_messages(row: dict[str, Any]) -> list[Message]:
 
 
 def _dcore_conversations(row: dict[str, Any]) -> list[list[Message]]:
-    """The conversations of a D-CORE line, split where `single_conv_last_idx` says that each one ends."""
+    """The conversations of a D-CORE line; `single_conv_last_idx` lists the last message of each."""
     turns = _list(row["conversations"], "conversations")
     if not turns:
         raise Malformed("empty conversations")
@@ -244,7 +247,7 @@ def _dcore_message(turn: Any) -> Any:
         return turn  # _message names the type
     role = turn.get("role")
     if role is None:
-        role = _SPEAKERS.get(str(turn.get("from")), turn.get("from"))
+        role = _RELEASE_ROLES.get(str(turn.get("from")), turn.get("from"))
     content = turn.get("content")
     kept = {key: item for key, item in turn.items() if key not in ("from", "value")}
     return {**kept, "role": role, "content": turn.get("value") if content is None else content}
@@ -268,19 +271,14 @@ def _list(value: Any, name: str) -> list[Any]:
 
 
 def _from_json_string(value: Any, name: str) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        raise Malformed(f"{name} is a string that is not JSON") from None
+    return decode_json(value, f"{name} is a string that is not JSON")
 
 
-# --- what neither a template nor a tokenizer could write ---
+# --- values that no template or tokenizer can write ---
 
 
 def _check_texts(values: Iterable[Any], where: str) -> None:
-    """Turn away a lone surrogate in any text among the values."""
+    """Raises `Malformed` for a lone surrogate in any text among the values."""
     try:
         for value in values:
             if isinstance(value, str):
@@ -290,7 +288,7 @@ def _check_texts(values: Iterable[Any], where: str) -> None:
 
 
 def _check_values(value: Any, where: str, limit: int = MAX_VALUES) -> None:
-    """Turn away what no call format can carry: not finite, too deep, too many, lone surrogates."""
+    """Raises `Malformed` for values that no call format can hold: not finite, too deep, too many, lone surrogates."""
     try:
         check_value(value, limit)
     except CallSyntaxError as error:

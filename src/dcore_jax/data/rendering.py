@@ -1,10 +1,10 @@
-"""Records to samples: token ids through the tokenizer's chat template, with a loss mask built from ids alone.
+"""Records to samples: token ids by the tokenizer's chat template, with a loss mask computed from the ids.
 
-A sample is the conversation up to one assistant turn. The prompt (what a server would send to the model) and
-the turn are rendered as text, tokenised apart and joined, so the boundary between them is where inference
-has it, and the mask is a matter of counting ids; no text is ever searched for.
+A sample is the conversation up to one assistant turn. The prompt (as a server would send it to the model) and the
+turn are rendered as text, tokenised separately and joined, so the token boundary between them is the same as in
+inference, and the mask follows from the numbers of ids; no text is searched.
 
-Two masks (docs/data.md holds a worked example of both):
+Two masks (docs/data.md has a worked example of both):
 
 - `last_turn`: loss on the final assistant turn's content and its end token, and on nothing else;
 - `release`: what the D-CORE release's SFT trainer does (chatml.py): hand-built ChatML, history turns without
@@ -18,7 +18,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from dcore_jax.data.chatml import Pieces, chatml_ends, chatml_marks, chatml_turn
+from dcore_jax.data.chat_template import render_chat
+from dcore_jax.data.chatml import Pieces, chatml_end_ids, chatml_masks, chatml_turn
+from dcore_jax.data.files import Malformed
 from dcore_jax.data.records import Message, Record
 from dcore_jax.errors import UserError
 
@@ -27,34 +29,35 @@ MASKS: tuple[Mask, ...] = ("last_turn", "release")
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class TrainingSample:
     """One rendered conversation up to an assistant turn.
 
-    A mask is True at the token that is *predicted*: position t carries the loss of predicting tokens[t] from
-    tokens[:t]. Position 0 is never True, since nothing inside the sample predicts it.
+    A mask is True at the *predicted* token: position t carries the loss of predicting tokens[t] from tokens[:t].
+    Position 0 is never True, since nothing inside the sample predicts it.
     """
 
     tokens: Int32[np.ndarray, "length"]
     loss_mask: Bool[np.ndarray, "length"]
-    count_mask: Bool[np.ndarray, "length"]  # tokens in the loss's denominator
+    denominator_mask: Bool[np.ndarray, "length"]  # tokens in the loss's denominator
     category: str
     origin: str
 
 
 class Rendered(NamedTuple):
-    """The samples of one record, and one reason for each of its turns that gave none."""
+    """The samples of one record, and the reason of each rejected turn."""
 
-    samples: list[Sample]
+    samples: list[TrainingSample]
     rejected: list[str]
 
 
 def render(record: Record, tokenizer: Any, *, mask: Mask = "last_turn", max_length: int) -> Rendered:
     """The samples of one record: one per assistant turn, or only the last (`record.loss_turns`).
 
-    A turn is rejected, with the reason, when its sample is longer than `max_length` tokens (never
-    truncated), when the template raises or does not continue its own prompt, or when the turn is empty or
-    lacks an end token. Raises `UserError` if the tokenizer cannot render at all (no chat template; for
-    `release`, no ChatML tokens).
+    A turn is rejected, with the reason, when its sample is longer than `max_length` tokens (it is never truncated), when
+    the template raises or does not continue its own prompt, or when the turn is empty or lacks an end token.
+
+    Raises:
+      UserError: the tokenizer cannot render at all (no chat template; for `release`, no ChatML tokens).
     """
     return render_batch([record], tokenizer, mask=mask, max_length=max_length)[0]
 
@@ -62,10 +65,10 @@ def render(record: Record, tokenizer: Any, *, mask: Mask = "last_turn", max_leng
 def render_batch(
     records: Sequence[Record], tokenizer: Any, *, mask: Mask = "last_turn", max_length: int
 ) -> list[Rendered]:
-    """`render` for many records, with one call of the tokenizer for all of their texts."""
+    """`render` for many records, with one tokenizer call for all their texts."""
     if mask not in MASKS:
         raise UserError(f"mask must be one of {', '.join(MASKS)}, not {mask!r}")
-    ends = end_of_turn_ids(tokenizer) if mask == "last_turn" else chatml_ends(tokenizer)
+    end_ids = end_of_turn_ids(tokenizer) if mask == "last_turn" else chatml_end_ids(tokenizer)
     plans = [_plan(record, tokenizer, mask) for record in records]
     texts = dict.fromkeys(
         text for plan in plans for turn in plan if isinstance(turn, Pieces) for text in turn.texts
@@ -76,42 +79,45 @@ def render_batch(
     for record, plan in zip(records, plans):
         result = Rendered([], [])
         for turn in plan:
-            made = turn if isinstance(turn, str) else _sample(record, turn, ids, ends, mask, max_length)
-            if isinstance(made, str):
-                result.rejected.append(made)
+            sample = turn if isinstance(turn, str) else _sample(record, turn, ids, end_ids, mask, max_length)
+            if isinstance(sample, str):
+                result.rejected.append(sample)
             else:
-                result.samples.append(made)
+                result.samples.append(sample)
         results.append(result)
     return results
 
 
 def end_of_turn_ids(tokenizer: Any) -> frozenset[int]:
-    """The ids that end an assistant turn: the tokenizer's eos, and whatever its template closes a turn with.
+    """The ids that end an assistant turn: the tokenizer's eos, and the token with which its template closes a turn.
 
-    They differ for base models (eos `<|endoftext|>`, template `<|im_end|>`), so the template is asked: the
-    last special token of a rendered probe turn. Raises `UserError` if there is no chat template.
+    They differ for base models (eos `<|endoftext|>`, template `<|im_end|>`), so the template's is found by rendering a
+    probe turn: its last special token.
+
+    Raises:
+      UserError: the tokenizer has no chat template.
     """
     if not getattr(tokenizer, "chat_template", None):
         name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         raise UserError(
             f"tokenizer {name} has no chat template; add a chat_template.jinja beside its tokenizer.json"
         )
-    ends = {tokenizer.eos_token_id} - {None}
+    end_ids = {tokenizer.eos_token_id} - {None}
     probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     pieces = _templated_turn(tokenizer, probe, 1, None)
     if isinstance(pieces, Pieces):
         special = set(tokenizer.all_special_ids)
         special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         closing = [i for i in _tokenise(tokenizer, pieces.texts[1:])[0] if i in special]
-        ends |= set(closing[-1:])
-    return frozenset(ends)
+        end_ids |= set(closing[-1:])
+    return frozenset(end_ids)
 
 
-# --- plans: the texts of every turn that is to be learned ---
+# --- the texts of every turn to learn ---
 
 
 def _plan(record: Record, tokenizer: Any, mask: Mask) -> list[Pieces | str]:
-    """For each assistant turn to learn: its texts, or the reason why there are none."""
+    """The pieces of each assistant turn to learn, or the reason why it has none."""
     messages = list(record.messages)
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if record.loss_turns == "last":
@@ -124,13 +130,11 @@ def _plan(record: Record, tokenizer: Any, mask: Mask) -> list[Pieces | str]:
 def _templated_turn(
     tokenizer: Any, messages: list[Message], turn: int, tools: tuple[dict[str, Any], ...] | None
 ) -> Pieces | str:
-    given = {"tools": list(tools) if tools else None, "tokenize": False}
     try:
-        prompt = tokenizer.apply_chat_template(messages[:turn], add_generation_prompt=True, **given)
-        whole = tokenizer.apply_chat_template(messages[: turn + 1], add_generation_prompt=False, **given)
-    except Exception as error:  # a template is a program of the model's author: it may raise anything
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return f"chat template failed: {first[:100]}"
+        prompt = render_chat(tokenizer, messages[:turn], tools, add_generation_prompt=True)
+        whole = render_chat(tokenizer, messages[: turn + 1], tools)
+    except Malformed as reason:
+        return str(reason)
     if not whole.startswith(prompt):
         return "template not prefix-stable (the turn does not continue its own prompt)"
     return Pieces([prompt, whole[len(prompt) :]], ["prompt", "turn"])
@@ -142,7 +146,7 @@ def _templated_turn(
 def _tokenise(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     if not texts:
         return []
-    # The texts hold their own special tokens; the tokenizer must add none.
+    # The texts already hold their special tokens; the tokenizer must add none.
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 
@@ -150,37 +154,40 @@ def _sample(
     record: Record,
     turn: Pieces,
     ids: dict[str, list[int]],
-    ends: frozenset[int],
+    end_ids: frozenset[int],
     mask: Mask,
     max_length: int,
-) -> Sample | str:
+) -> TrainingSample | str:
+    """The sample of a turn, or the reason why it gives none."""
     pieces = [ids[text] for text in turn.texts]
     length = sum(map(len, pieces))
     if length > max_length:
         return f"longer than {max_length} tokens"
     if mask == "last_turn":
-        marks = _last_turn_marks(pieces[0], pieces[1], ends)
-        if isinstance(marks, str):
-            return marks
-        loss = count = marks
+        turn_mask = _last_turn_mask(pieces[0], pieces[1], end_ids)
+        if isinstance(turn_mask, str):
+            return turn_mask
+        loss = denominator = turn_mask
     else:
-        if any(i in ends for piece, kind in zip(pieces, turn.kinds) if kind == "learned" for i in piece):
+        if any(i in end_ids for piece, kind in zip(pieces, turn.kinds) if kind == "learned" for i in piece):
             return "an end-of-turn token inside the turn's content"
-        loss, count = chatml_marks(pieces, turn.kinds)
+        loss, denominator = chatml_masks(pieces, turn.kinds)
     tokens = np.concatenate([np.asarray(piece, np.int32) for piece in pieces])
-    return Sample(tokens, loss, count, record.category, record.origin)
+    return TrainingSample(tokens, loss, denominator, record.category, record.origin)
 
 
-def _last_turn_marks(prompt: list[int], turn: list[int], ends: frozenset[int]) -> np.ndarray | str:
-    """True on the turn's ids up to and with its end token; what a template writes after that is not learned."""
-    closing = [at for at, token in enumerate(turn) if token in ends]
+def _last_turn_mask(prompt: list[int], turn: list[int], end_ids: frozenset[int]) -> np.ndarray | str:
+    """True on the turn's ids up to and including its end token, or the reason why there is no such mask."""
+    closing = [at for at, token in enumerate(turn) if token in end_ids]
     if not closing:
         return "no end-of-turn token after the turn"
     if len(closing) > 1:
         return "an end-of-turn token inside the turn's content"
     if closing[0] == 0:
         return "the template renders the turn as nothing"
-    marks = np.zeros(len(prompt) + len(turn), bool)
-    marks[len(prompt) : len(prompt) + closing[0] + 1] = True
-    marks[:1] = False
-    return marks
+    mask = np.zeros(len(prompt) + len(turn), bool)
+    mask[len(prompt) : len(prompt) + closing[0] + 1] = (
+        True  # what a template writes after the end token is not learned
+    )
+    mask[:1] = False
+    return mask

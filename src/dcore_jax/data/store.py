@@ -1,4 +1,4 @@
-"""All samples of a run held compactly, and the report of how they came to be."""
+"""All samples of a run in flat arrays, and the report of what was read and rejected."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int32, Int64, UInt8
 from tqdm import tqdm
 
 from dcore_jax.data.records import Record, Rejections, read_records
-from dcore_jax.data.rendering import Mask, Sample, render_batch
+from dcore_jax.data.rendering import Mask, TrainingSample, render_batch
 from dcore_jax.errors import UserError
 
 # Records rendered per tokenizer call: enough to keep its threads busy, few enough that the bar moves.
@@ -20,11 +20,11 @@ _BATCH = 256
 
 @dataclass(frozen=True, eq=False)
 class SampleStore:
-    """Samples end to end in flat arrays, 4 bytes and 2 bits a token: sample i is offsets[i]:offsets[i + 1]."""
+    """Samples concatenated in flat arrays, 4 bytes and 2 bits a token: sample i is offsets[i]:offsets[i + 1]."""
 
     tokens: Int32[np.ndarray, "tokens"]
     loss_bits: UInt8[np.ndarray, "bytes"]  # np.packbits of the loss masks
-    count_bits: UInt8[np.ndarray, "bytes"]
+    denominator_bits: UInt8[np.ndarray, "bytes"]  # np.packbits of the denominator masks
     offsets: Int64[np.ndarray, "bounds"]  # samples + 1
     categories: Int32[np.ndarray, "samples"]  # index into category_names
     category_names: tuple[str, ...]
@@ -40,34 +40,36 @@ class SampleStore:
 
     @property
     def loss_mask(self) -> Bool[np.ndarray, "tokens"]:
+        """The loss masks of all samples."""
         return np.unpackbits(self.loss_bits, count=len(self.tokens)).view(bool)
 
     @property
-    def count_mask(self) -> Bool[np.ndarray, "tokens"]:
-        return np.unpackbits(self.count_bits, count=len(self.tokens)).view(bool)
+    def denominator_mask(self) -> Bool[np.ndarray, "tokens"]:
+        """The denominator masks of all samples."""
+        return np.unpackbits(self.denominator_bits, count=len(self.tokens)).view(bool)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> TrainingSample:
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         start, stop = int(self.offsets[:-1][index]), int(self.offsets[1:][index])
-        return Sample(
+        return TrainingSample(
             tokens=self.tokens[start:stop],
             loss_mask=bits_between(self.loss_bits, start, stop),
-            count_mask=bits_between(self.count_bits, start, stop),
+            denominator_mask=bits_between(self.denominator_bits, start, stop),
             category=self.category_names[self.categories[index]],
             origin=self.origins[index],
         )
 
     @classmethod
-    def from_samples(cls, samples: Iterable[Sample]) -> "SampleStore":
-        """Pack samples in the order given; categories are numbered as they first appear."""
+    def from_samples(cls, samples: Iterable[TrainingSample]) -> "SampleStore":
+        """The store of these samples in their order; categories are numbered in order of appearance."""
         kept = list(samples)
         names = {name: i for i, name in enumerate(dict.fromkeys(sample.category for sample in kept))}
         empty = np.zeros(0, bool)
         return cls(
             tokens=np.concatenate([np.zeros(0, np.int32), *(s.tokens for s in kept)]),
             loss_bits=np.packbits(np.concatenate([empty, *(s.loss_mask for s in kept)])),
-            count_bits=np.packbits(np.concatenate([empty, *(s.count_mask for s in kept)])),
+            denominator_bits=np.packbits(np.concatenate([empty, *(s.denominator_mask for s in kept)])),
             offsets=np.cumsum([0, *(len(s.tokens) for s in kept)], dtype=np.int64),
             categories=np.array([names[s.category] for s in kept], np.int32),
             category_names=tuple(names),
@@ -76,22 +78,22 @@ class SampleStore:
 
 
 def bits_between(bits: UInt8[np.ndarray, "bytes"], start: int, stop: int) -> Bool[np.ndarray, "length"]:
-    """Mask values start..stop of a `np.packbits` array, without unpacking the rest."""
+    """Values start to stop of a mask in a `np.packbits` array, without unpacking the rest."""
     first = start // 8
     return np.unpackbits(bits[first : -(-stop // 8)])[start - 8 * first : stop - 8 * first].view(bool)
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What was read, what trains, and what does not, by reason. Printing it gives a small table."""
+    """Counts of records, samples and tokens, and of what was rejected. Its text is a small table."""
 
-    records: int  # records read well
-    rejected_records: Rejections  # lines that gave no record
-    rejected_turns: Rejections  # assistant turns that gave no sample
+    records: int  # without the rejected ones
+    rejected_records: Rejections  # lines that are no record
+    rejected_turns: Rejections  # assistant turns that make no sample
     samples: int
     tokens: int
     loss_tokens: int
-    count_tokens: int  # tokens in the loss's denominator
+    denominator_tokens: int  # tokens in the loss's denominator
     by_category: dict[str, int]  # samples per category
     seconds: float
 
@@ -102,7 +104,9 @@ class DataReport:
             f"samples   {self.samples:>12,}   rejected {self.rejected_turns.total:,}   {longest}".rstrip(),
             f"tokens    {self.tokens:>12,}   with loss {self.loss_tokens:,}"
             + (
-                f", in the denominator {self.count_tokens:,}" if self.count_tokens != self.loss_tokens else ""
+                f", in the denominator {self.denominator_tokens:,}"
+                if self.denominator_tokens != self.loss_tokens
+                else ""
             ),
         ]
         if len(self.by_category) > 1:
@@ -121,11 +125,14 @@ def load_samples(
     strict: bool = False,
     progress: bool = True,
 ) -> tuple[SampleStore, DataReport]:
-    """Read, render and tokenise files of records. `max_length` is in tokens; longer samples are counted,
-    never cut.
+    """Reads, renders and tokenises files of records.
 
-    Raises `UserError` for a file that cannot be read, a tokenizer that cannot render, at the first rejection
-    when `strict`, and when nothing at all is left to train on.
+    Args:
+      max_length: in tokens; longer samples are rejected, never truncated.
+
+    Raises:
+      UserError: a file that cannot be read, a tokenizer that cannot render, no sample at all; with `strict`, the first
+        rejection.
     """
     records, rejected = read_records(paths, strict=strict)
     return samples_from_records(
@@ -149,11 +156,11 @@ def samples_from_records(
     progress: bool = True,
     rejected: Rejections | None = None,
 ) -> tuple[SampleStore, DataReport]:
-    """`load_samples` for records already in memory; `rejected` is what their reader turned away."""
+    """`load_samples` for records in memory; `rejected` are the rejections of their reader, for the report."""
     rejected = rejected or Rejections()
     started = time.perf_counter()
     turns = Rejections(strict=strict)
-    samples: list[Sample] = []
+    samples: list[TrainingSample] = []
     with tqdm(total=len(records), desc="tokenising", unit="record", disable=not progress, leave=False) as bar:
         for start in range(0, len(records), _BATCH):
             batch = records[start : start + _BATCH]
@@ -176,7 +183,7 @@ def samples_from_records(
         samples=len(store),
         tokens=len(store.tokens),
         loss_tokens=int(store.loss_mask.sum()),
-        count_tokens=int(store.count_mask.sum()),
+        denominator_tokens=int(store.denominator_mask.sum()),
         by_category=dict(zip(store.category_names, map(int, per_category))),
         seconds=time.perf_counter() - started,
     )

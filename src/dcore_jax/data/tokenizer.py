@@ -1,9 +1,9 @@
-"""The tokenizer of a model folder, refused where it could render nothing."""
+"""The tokenizer of a model folder, which must be able to render chats."""
 
 from pathlib import Path
 from typing import Any
 
-from dcore_jax.errors import UserError
+from dcore_jax.errors import UserError, first_line
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -18,8 +18,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # a broken tokenizer.json raises whatever its reader does
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder}: no tokenizer could be read ({reason})") from None
+        raise UserError(f"{folder}: no tokenizer could be read ({first_line(error)})") from None
     if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):
         raise UserError(f"{folder}: the tokenizer has no vocabulary; put the model's tokenizer.json there")
     if not getattr(tokenizer, "chat_template", None):

@@ -1,7 +1,7 @@
-"""Other projects' tool environments behind the protocol of the tool world: BFCL's multi-turn classes and tau-bench's tools.
+"""Adapters of other projects' tool environments to our protocol: BFCL's multi-turn classes and tau-bench's tools.
 
-Their packages are imported when a task first needs them. Calls are made from parsed arguments, by name, on what the
-packages themselves list as tools: no text is evaluated, and nothing whose name begins with an underscore can be called.
+Their packages are imported when a task first needs them. A call runs one of the functions that the package itself lists
+as tools, by name and with parsed arguments: no text is evaluated, and names that begin with an underscore are not tools.
 """
 
 import copy
@@ -16,14 +16,14 @@ from dcore_jax.calls import Call
 from dcore_jax.distill.ask import Rejected
 from dcore_jax.errors import UserError
 from dcore_jax.toolworld import Environment, Observation
-from dcore_jax.toolworld.task import output_text
+from dcore_jax.toolworld.environment import error_observation
 
 
 @dataclass(frozen=True)
 class BFCLTask:
-    """A state of BFCL's multi-turn classes (package `bfcl-eval`), as its files name it."""
+    """The initial state of BFCL's multi-turn classes (package `bfcl-eval`), in the fields of BFCL's files."""
 
-    involved_classes: tuple[str, ...]  # as GorillaFileSystem
+    involved_classes: tuple[str, ...]  # such as GorillaFileSystem
     initial_config: Mapping[str, Any] = field(default_factory=dict)  # by class
 
 
@@ -34,24 +34,29 @@ class TauTask:
     domain: str  # retail or airline
 
 
-class FunctionTools:
-    """Functions by name as an environment; `tools_of(task)` makes them, with a state of their own, at each reset."""
+class FunctionEnvironment:
+    """Functions by name as an environment.
 
-    done = False  # what a benchmark's task wants is for its own checker to say
+    Args:
+      make_tools: from a task to its functions, with a fresh state; called at each reset.
+    """
 
-    def __init__(self, tools_of: Callable[[Any], Mapping[str, Callable[..., Any]]]):
-        self._tools_of = tools_of
+    done = False  # whether a benchmark's task is solved is decided by the benchmark's own checker
+
+    def __init__(self, make_tools: Callable[[Any], Mapping[str, Callable[..., Any]]]):
+        self._make_tools = make_tools
         self._tools: Mapping[str, Callable[..., Any]] = {}
-        self._seen: list[Observation] = []
+        self._observations: list[Observation] = []
 
     def reset(self, task: Any) -> None:
-        self._tools, self._seen = self._tools_of(task), []
+        """Starts the task with fresh tools. Raises what `make_tools` raises."""
+        self._tools, self._observations = self._make_tools(task), []
 
     def call(self, call: Call) -> Observation:
-        """Runs the function; an unknown name, wrong arguments and whatever it raises are observations."""
+        """Runs the function of that name; an unknown name, wrong arguments and what it raises are observations with an error."""
         function = self._tools.get(call.name)
         if function is None:
-            observation = _error(f"no tool {str(call.name)[:80]!r}")
+            observation = error_observation(f"no tool {str(call.name)[:80]!r}")
         else:
             try:
                 result = function(**copy.deepcopy(dict(call.arguments)))
@@ -59,24 +64,27 @@ class FunctionTools:
                     result if isinstance(result, str) else json.dumps(result, default=str)
                 )
             except Exception as error:
-                observation = _error(f"{call.name[:80]} failed: {type(error).__name__}: {error}"[:400])
-        self._seen.append(observation)
+                observation = error_observation(
+                    f"{call.name[:80]} failed: {type(error).__name__}: {error}"[:400]
+                )
+        self._observations.append(observation)
         return observation
 
     def observe(self) -> tuple[Observation, ...]:
-        return tuple(self._seen)
+        """Every observation since the reset, oldest first."""
+        return tuple(self._observations)
 
 
 def adapter_for(task: Any) -> Environment:
-    """The environment for a task of another project.
+    """The environment of another project's task.
 
     Raises:
-      UserError: a task that nothing here can act in.
+      UserError: a task of a type without an adapter.
     """
     if isinstance(task, BFCLTask):
-        return FunctionTools(bfcl_tools)
+        return FunctionEnvironment(bfcl_tools)
     if isinstance(task, TauTask):
-        return FunctionTools(tau_tools)
+        return FunctionEnvironment(tau_tools)
     raise UserError(
         f"a sample's task is a {type(task).__name__}; execute acts in Task, BFCLTask and TauTask, else use --act replay"
     )
@@ -89,7 +97,7 @@ def bfcl_tools(task: BFCLTask) -> dict[str, Callable[..., Any]]:
       UserError: a missing package, a class that BFCL does not have.
       Rejected: a state that a class cannot load; stage `act`.
     """
-    settings = _imported("bfcl_eval.constants.executable_backend_config", "bfcl-eval")
+    settings = _import_module("bfcl_eval.constants.executable_backend_config", "bfcl-eval")
     tools: dict[str, Callable[..., Any]] = {}
     for name in task.involved_classes:
         if name not in settings.CLASS_FILE_PATH_MAPPING:
@@ -109,24 +117,24 @@ def bfcl_tools(task: BFCLTask) -> dict[str, Callable[..., Any]]:
 
 
 def tau_tools(task: TauTask) -> dict[str, Callable[..., Any]]:
-    """The tools of the domain, each bound to one fresh copy of its database."""
+    """The tools of the domain by name, bound to one fresh copy of its database.
+
+    Raises:
+      UserError: a domain that does not exist, a missing package.
+    """
     if not task.domain.isidentifier():
         raise UserError(f"tau-bench has no domain {task.domain!r}; it has retail and airline")
-    data = _imported(f"tau_bench.envs.{task.domain}.data", "tau_bench").load_data()
-    listed = _imported(f"tau_bench.envs.{task.domain}.tools", "tau_bench").ALL_TOOLS
+    data = _import_module(f"tau_bench.envs.{task.domain}.data", "tau_bench").load_data()
+    all_tools = _import_module(f"tau_bench.envs.{task.domain}.tools", "tau_bench").ALL_TOOLS
 
-    def bound(tool: Any) -> Callable[..., Any]:
+    def bind(tool: Any) -> Callable[..., Any]:
         return lambda **arguments: tool.invoke(data=data, **arguments)
 
-    return {tool.get_info()["function"]["name"]: bound(tool) for tool in listed}
+    return {tool.get_info()["function"]["name"]: bind(tool) for tool in all_tools}
 
 
-def _imported(module: str, package: str) -> Any:
+def _import_module(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(f"to execute such a task install {package} ({error}), or use --act replay") from None
-
-
-def _error(message: str) -> Observation:
-    return Observation(output_text({"error": message}), message)

@@ -1,7 +1,7 @@
 """Algorithm 1 of D-CORE (arXiv 2602.02160) for one sample, read from top to bottom.
 
-It yields questions and is sent answers (ask.py); given the same answers it does the same again, which is how an
-interrupted run goes on from its journal.
+A generator that yields questions and is sent their answers (ask.py). The same answers give the same questions and the same
+outcome, so an interrupted run resumes by replaying the answers in its journal.
 """
 
 from collections import Counter
@@ -11,47 +11,50 @@ from dataclasses import dataclass, replace
 from dcore_jax.calls import Call, parse_response, render_calls, split_thought
 from dcore_jax.data.files import Malformed
 from dcore_jax.distill import compose
-from dcore_jax.distill.act import check_answerable, recorded_responses, respond, started
+from dcore_jax.distill.act import check_answerable, recorded_responses, respond, start_environment
 from dcore_jax.distill.ask import Ask, Message, Rejected, Stage, require_ended
 from dcore_jax.distill.config import DistillConfig
-from dcore_jax.distill.conversation import called, offered, opening
+from dcore_jax.distill.conversation import call_turn, opening_messages, template_tools
 from dcore_jax.distill.decompose import check_count, check_leaks, decompose_ask, read_subtasks
 from dcore_jax.distill.labels import ask_for_label, find_label
-from dcore_jax.distill.reason import Solved, solve_apart, solve_subtask
+from dcore_jax.distill.reason import SolvedSubtask, solve_apart, solve_subtask
 from dcore_jax.distill.sample import Outcome, SeedSample
 from dcore_jax.distill.seeds.schemas import check_calls
 from dcore_jax.distill.templates import Templates
 from dcore_jax.distill.verify import verify, verify_no_call
 from dcore_jax.errors import UserError
 
-LAST_TEXT = 2_000  # characters of a rejected answer that are kept
+LAST_TEXT = 2_000  # characters kept of a rejected answer
 
 
 @dataclass(frozen=True)
 class Method:
-    """What is the same for every sample of a run."""
+    """What all samples of a run share: settings, prompts and pseudo-labels."""
 
     config: DistillConfig
     templates: Templates
-    labels: Mapping[str, tuple[Call, ...]] | None = None  # by sample id; None: the labeller is asked
+    labels: Mapping[str, tuple[Call, ...]] | None = None  # by sample id; None: the labelling model is asked
 
 
 @dataclass
-class _Attempt:
+class _Progress:
+    """What an attempt reached, for the outcome of a rejected sample."""
+
     subtasks: tuple[str, ...] = ()
 
 
 def distill(sample: SeedSample, method: Method) -> Stage[Outcome]:
-    """From a seed sample to its outcome, in at most `attempts` attempts with seeds of their own.
+    """From a seed sample to its outcome, in at most `config.attempts` attempts, each with new seeds.
 
-    An attempt that ended before a model said anything would end in the same way again: it is the last.
+    An attempt that was rejected before a model said anything is the last one: other seeds would change nothing.
     """
     prompt_tokens: Counter[str] = Counter()
     generated_tokens: Counter[str] = Counter()
     rejection = Rejected("decompose", "no attempt")
     for attempt in range(method.config.attempts):
-        notes, heard = _Attempt(), False
-        stage = _attempt(sample, method, attempt, notes)
+        progress, answered = _Progress(), False
+        stage = _attempt(sample, method, attempt, progress)
+        # The questions of the attempt are passed on by hand, not by `yield from`, to count the tokens of their answers.
         try:
             asks = next(stage)
             while True:
@@ -59,7 +62,7 @@ def distill(sample: SeedSample, method: Method) -> Stage[Outcome]:
                 for ask, answer in zip(asks, answers, strict=True):
                     prompt_tokens[ask.stage] += answer.prompt_tokens
                     generated_tokens[ask.stage] += answer.generated_tokens
-                    heard = heard or answer.finish_reason != "overlong"
+                    answered = answered or answer.finish_reason != "overlong"
                 asks = stage.send(answers)
         except StopIteration as end:
             return Outcome(
@@ -67,21 +70,21 @@ def distill(sample: SeedSample, method: Method) -> Stage[Outcome]:
                 "done",
                 "",
                 attempt + 1,
-                notes.subtasks,
+                progress.subtasks,
                 end.value,
                 dict(prompt_tokens),
                 dict(generated_tokens),
             )
         except Rejected as reason:
             rejection = reason
-            if not heard:
+            if not answered:
                 break
     return Outcome(
         sample,
         rejection.stage,
         rejection.reason,
         attempt + 1,
-        notes.subtasks,
+        progress.subtasks,
         (),
         dict(prompt_tokens),
         dict(generated_tokens),
@@ -89,20 +92,22 @@ def distill(sample: SeedSample, method: Method) -> Stage[Outcome]:
     )
 
 
-def _attempt(sample: SeedSample, method: Method, attempt: int, notes: _Attempt) -> Stage[tuple[dict, ...]]:
-    """One pass of Algorithm 1: the records of an accepted sample. Raises Rejected."""
+def _attempt(
+    sample: SeedSample, method: Method, attempt: int, progress: _Progress
+) -> Stage[tuple[dict, ...]]:
+    """One pass of Algorithm 1; returns the records of an accepted sample. Raises Rejected."""
     if sample.kind == "report":
         return _report(sample, method)
     if sample.kind == "irrelevant":
         return (yield from _irrelevant(sample, method, attempt))
     config = method.config
     if config.mode == "pseudo":
-        sample = yield from _relabelled(sample, method, attempt)
+        sample = yield from _replace_reference(sample, method, attempt)
     apart = sample.kind == "parallel" and config.parallel_apart
     if not apart:
         check_answerable(sample, config.act)
     subtasks = yield from _decompose(sample, method, attempt)
-    notes.subtasks = subtasks
+    progress.subtasks = subtasks
     if apart:
         solved = yield from _solve_apart(sample, method, subtasks, attempt)
         responses: tuple[str, ...] = ()
@@ -112,10 +117,10 @@ def _attempt(sample: SeedSample, method: Method, attempt: int, notes: _Attempt) 
     return _records(sample, method, subtasks, solved, responses)
 
 
-def _relabelled(sample: SeedSample, method: Method, attempt: int) -> Stage[SeedSample]:
-    """The sample with labels for its reference, and with the recorded responses that still belong to them.
+def _replace_reference(sample: SeedSample, method: Method, attempt: int) -> Stage[SeedSample]:
+    """The sample with pseudo-labels as its reference, and with the recorded responses to those of them that were recorded.
 
-    Raises Rejected with stage `label` for labels that the tools do not take or that cannot be written.
+    Raises Rejected with stage `label` for labels that do not fit the tools or that cannot be written.
     """
     config = method.config
     if method.labels is not None:
@@ -133,6 +138,7 @@ def _relabelled(sample: SeedSample, method: Method, attempt: int) -> Stage[SeedS
 
 
 def _decompose(sample: SeedSample, method: Method, attempt: int) -> Stage[tuple[str, ...]]:
+    """The subtasks, as many as reference calls. Raises Rejected with stage `decompose` or `count`."""
     config, shown = method.config, method.config.mode != "none"
     (answer,) = yield (
         decompose_ask(
@@ -153,45 +159,47 @@ def _decompose(sample: SeedSample, method: Method, attempt: int) -> Stage[tuple[
 
 def _solve_in_order(
     sample: SeedSample, method: Method, subtasks: tuple[str, ...], attempt: int
-) -> Stage[tuple[list[Solved], tuple[str, ...]]]:
-    """One subtask after the other; each sees the calls before it and what the tools answered."""
+) -> Stage[tuple[list[SolvedSubtask], tuple[str, ...]]]:
+    """Solves one subtask after the other; each sees the calls and responses before it. Returns both."""
     config = method.config
-    environment = started(sample, config.act)
-    messages = opening(sample, method.templates, config.call_format)
-    solved: list[Solved] = []
+    environment = start_environment(sample, config.act)
+    messages = opening_messages(sample, method.templates, config.call_format)
+    solved: list[SolvedSubtask] = []
     responses: list[str] = []
     for number, description in enumerate(subtasks):
-        messages.append(_request(description, sample, method))
+        messages.append(_subtask_message(description, sample, method))
         step = yield from solve_subtask(
             description,
             messages,
-            offered(sample, method.templates),
+            template_tools(sample, method.templates),
             subtask=number,
             first_attempt=attempt * config.tries,
             tries=config.tries,
             call_format=config.call_format,
         )
         solved.append(step)
-        if sample.kind == "sequential":  # what differs here can never be verified: no need to go on
+        if (
+            sample.kind == "sequential"
+        ):  # a chain with a wrong call can never pass: reject it now, not at its end
             calls = [step.call for step in solved]
             verify(sample.kind, calls, sample.reference[: len(calls)], config.preset, step.text)
         if number + 1 < len(subtasks):
             responses += respond(environment, [step.call])
-            messages += called([step.call], responses[-1:], config.call_format)
+            messages += call_turn([step.call], responses[-1:], config.call_format)
     return solved, tuple(responses)
 
 
 def _solve_apart(
     sample: SeedSample, method: Method, subtasks: tuple[str, ...], attempt: int
-) -> Stage[list[Solved]]:
-    """All subtasks side by side, none seeing another."""
+) -> Stage[list[SolvedSubtask]]:
+    """Solves all subtasks at the same time; none sees another."""
     config = method.config
-    before = opening(sample, method.templates, config.call_format)
+    before = opening_messages(sample, method.templates, config.call_format)
     return (
         yield from solve_apart(
             subtasks,
-            [[*before, _request(description, sample, method)] for description in subtasks],
-            offered(sample, method.templates),
+            [[*before, _subtask_message(description, sample, method)] for description in subtasks],
+            template_tools(sample, method.templates),
             first_attempt=attempt * config.tries,
             tries=config.tries,
             call_format=config.call_format,
@@ -203,13 +211,13 @@ def _records(
     sample: SeedSample,
     method: Method,
     subtasks: tuple[str, ...],
-    solved: list[Solved],
+    solved: list[SolvedSubtask],
     responses: tuple[str, ...],
 ) -> tuple[dict, ...]:
-    """One record a subtask for a chain, with the calls before it in the history; one in all for the parallel kind."""
+    """Composed records: for a chain one per subtask, with earlier calls in its history; for parallel calls a single one."""
     templates, call_format = method.templates, method.config.call_format
-    messages = [*opening(sample, templates, call_format), {"role": "user", "content": sample.query}]
-    tools = offered(sample, templates)
+    messages = [*opening_messages(sample, templates, call_format), {"role": "user", "content": sample.query}]
+    tools = template_tools(sample, templates)
     if sample.kind == "parallel":
         turn = compose.parallel_turn(sample.query, subtasks, solved, templates, call_format)
         return (compose.record(sample, 0, [*messages, turn], tools),)
@@ -218,44 +226,47 @@ def _records(
     for number, turn in enumerate(turns):
         records.append(compose.record(sample, number, [*messages, turn], tools))
         if number < len(responses):
-            messages += called([solved[number].call], responses[number : number + 1], call_format)
+            messages += call_turn([solved[number].call], responses[number : number + 1], call_format)
     return tuple(records)
 
 
 def _irrelevant(sample: SeedSample, method: Method, attempt: int) -> Stage[tuple[dict, ...]]:
-    """Paper: the model explains why no tool serves, and may not call any. Release: a fixed text, no question asked."""
+    """The record of a refusal. Paper: the model explains why no tool serves, without a call. Release: a fixed text."""
     config, templates = method.config, method.templates
-    before = opening(sample, templates, config.call_format)
+    before = opening_messages(sample, templates, config.call_format)
     explanation, answer = "", sample.answer.strip()
     if config.preset == "paper":
-        asked = {"role": "user", "content": templates.render("irrelevant", query=sample.query)}
-        (said,) = yield (Ask("reason", (*before, asked), offered(sample, templates), attempt=attempt),)
-        require_ended("reason", said)
-        parsed = parse_response(said.text, config.call_format)
-        if not said.text.strip():
+        question = {"role": "user", "content": templates.render("irrelevant", query=sample.query)}
+        (reply,) = yield (
+            Ask("reason", (*before, question), template_tools(sample, templates), attempt=attempt),
+        )
+        require_ended("reason", reply)
+        parsed = parse_response(reply.text, config.call_format)
+        if not reply.text.strip():
             raise Rejected("reason", "empty")
         if parsed.calls is None:
-            raise Rejected("reason", f"calls that cannot be read: {parsed.error}", said.text)
-        verify("irrelevant", parsed.calls, (), config.preset, said.text)
-        verify_no_call(split_thought(said.text)[1], sample.tools, said.text)
+            raise Rejected("reason", f"calls that cannot be read: {parsed.error}", reply.text)
+        verify("irrelevant", parsed.calls, (), config.preset, reply.text)
+        verify_no_call(split_thought(reply.text)[1], sample.tools, reply.text)
         explanation, answer = parsed.thought or parsed.reply, answer or parsed.reply
         if not explanation:
-            raise Rejected("reason", "no thought", said.text)
+            raise Rejected("reason", "no thought", reply.text)
     turn = compose.irrelevant_turn(
         sample.query, explanation, answer or templates.render("refusal"), templates, config.call_format
     )
     messages = [*before, {"role": "user", "content": sample.query}, turn]
-    return (compose.record(sample, 0, messages, offered(sample, templates)),)
+    return (compose.record(sample, 0, messages, template_tools(sample, templates)),)
 
 
 def _report(sample: SeedSample, method: Method) -> tuple[dict, ...]:
-    """No question: the history ends with what the tools answered, and the report is recorded."""
+    """The record of a recorded report, whose history ends with the tools' answers; no model is asked."""
     call_format = method.config.call_format
     turn = compose.report_turn(sample.query, sample.answer, method.templates, call_format)
-    messages = [*opening(sample, method.templates, call_format), turn]
-    return (compose.record(sample, 0, messages, offered(sample, method.templates)),)
+    messages = [*opening_messages(sample, method.templates, call_format), turn]
+    return (compose.record(sample, 0, messages, template_tools(sample, method.templates)),)
 
 
-def _request(description: str, sample: SeedSample, method: Method) -> Message:
+def _subtask_message(description: str, sample: SeedSample, method: Method) -> Message:
+    """The user turn that asks for one subtask."""
     text = method.templates.render("reason", description=description, query=sample.query)
     return {"role": "user", "content": text}

@@ -1,14 +1,14 @@
-r"""Compose (D-CORE section 3.1): the assistant turns that SFT learns, "<think>\n...\n</think>\n\n" and then calls or words.
+r"""Compose (D-CORE section 3.1): the assistant turns that SFT learns, "<think>\n...\n</think>\n\n" and then calls or text.
 
-The templates write what stands between the tags. Whatever they and the model wrote, the turn is read back: it has to
-satisfy the reward's format rule and hold exactly the calls that were verified.
+The templates write the thought between the tags. The finished turn is parsed again: it must satisfy the reward's format
+rule and hold exactly the verified calls, whatever templates and model wrote.
 """
 
 from collections.abc import Sequence
 
 from dcore_jax.calls import Call, CallFormat, calls_equal, parse_response, render_calls
-from dcore_jax.distill.ask import Message, Rejected, flaw_of
-from dcore_jax.distill.reason import Solved
+from dcore_jax.distill.ask import Message, Rejected, find_flaw
+from dcore_jax.distill.reason import SolvedSubtask
 from dcore_jax.distill.sample import SeedSample
 from dcore_jax.distill.templates import Templates
 from dcore_jax.distill.verify import written_calls
@@ -19,50 +19,52 @@ from dcore_jax.rewards.dcore import follows_format
 def sequential_turns(
     query: str,
     subtasks: Sequence[str],
-    solved: Sequence[Solved],
+    solved: Sequence[SolvedSubtask],
     templates: Templates,
     call_format: CallFormat,
 ) -> list[Message]:
-    """A turn for each solved subtask: the list of all, the recap of those before it, its thought, its call."""
-    steps = [_step(step) for step in solved]
+    """One turn per solved subtask: the list of all subtasks, a recap of those before it, its thought, its call."""
+    steps = [_template_values(step) for step in solved]
     turns = []
     for number, step in enumerate(steps, start=1):
-        known = steps[: number - 1]
+        earlier = steps[: number - 1]
         thought = templates.render(
-            "compose_sequential", query=query, subtasks=subtasks, solved=known, number=number, **step
+            "compose_sequential", query=query, subtasks=subtasks, solved=earlier, number=number, **step
         )
-        turns.append(_turn(thought, [solved[number - 1].call], "", call_format))
+        turns.append(_assistant_turn(thought, [solved[number - 1].call], "", call_format))
     return turns
 
 
 def parallel_turn(
     query: str,
     subtasks: Sequence[str],
-    solved: Sequence[Solved],
+    solved: Sequence[SolvedSubtask],
     templates: Templates,
     call_format: CallFormat,
 ) -> Message:
     """One turn with every thought, then all calls in one bracket."""
-    steps = [_step(step) for step in solved]
+    steps = [_template_values(step) for step in solved]
     thought = templates.render("compose_parallel", query=query, subtasks=subtasks, steps=steps)
-    return _turn(thought, [step.call for step in solved], "", call_format)
+    return _assistant_turn(thought, [step.call for step in solved], "", call_format)
 
 
 def irrelevant_turn(
     query: str, explanation: str, answer: str, templates: Templates, call_format: CallFormat
 ) -> Message:
-    """Why nothing is called, then the refusal or the question in words."""
+    """One turn that explains why nothing is called, then refuses or asks back."""
     thought = templates.render("compose_irrelevant", query=query, explanation=explanation)
-    return _turn(thought, [], answer, call_format)
+    return _assistant_turn(thought, [], answer, call_format)
 
 
 def report_turn(query: str, answer: str, templates: Templates, call_format: CallFormat) -> Message:
-    """That the tools have been used, then what the user is told."""
-    return _turn(templates.render("compose_report", query=query, answer=answer), [], answer, call_format)
+    """One turn that says that the tools have answered, then the report to the user."""
+    return _assistant_turn(
+        templates.render("compose_report", query=query, answer=answer), [], answer, call_format
+    )
 
 
 def record(sample: SeedSample, number: int, messages: Sequence[Message], tools: Sequence[dict]) -> dict:
-    """A chat record that train_sft.py reads, with loss on its last turn."""
+    """A chat record for SFT, with loss on its last turn only."""
     return {
         "messages": list(messages),
         **({"tools": list(tools)} if tools else {}),
@@ -73,27 +75,28 @@ def record(sample: SeedSample, number: int, messages: Sequence[Message], tools: 
     }
 
 
-def _step(step: Solved) -> dict[str, str]:
+def _template_values(step: SolvedSubtask) -> dict[str, str]:
     call = render_calls([step.call], "python")[1:-1]
     return {"description": step.description, "thought": step.thought, "call": call}
 
 
-def _turn(thought: str, calls: Sequence[Call], words: str, call_format: CallFormat) -> Message:
+def _assistant_turn(thought: str, calls: Sequence[Call], text: str, call_format: CallFormat) -> Message:
+    """The message of a thought, then its calls or, without any, a text. Raises Rejected where it does not parse as that."""
     if "<think>" in thought or "</think>" in thought:
         raise Rejected("compose", "a thought tag inside the thought", thought)
     try:
-        answer = render_calls(calls, call_format) if calls else words.strip()
+        answer = render_calls(calls, call_format) if calls else text.strip()
     except UserError as error:
         raise Rejected("compose", "calls that cannot be written", str(error)) from None
     if call_format == "tags" and not calls:
         answer = f"<response>{answer}</response>"
     content = f"<think>\n{thought}\n</think>\n\n{answer}"
-    read = parse_response(content, call_format)
+    parsed = parse_response(content, call_format)
     if not answer or not follows_format(content):
         raise Rejected("compose", "nothing to say after the thought", content)
-    if flaw := flaw_of(content):
+    if flaw := find_flaw(content):
         raise Rejected("compose", f"a turn with {flaw}", content)
-    # A turn of words may not call in any format: its learner would not know for which it is.
-    if read.calls is None or not calls_equal(read.calls if calls else written_calls(content), calls):
+    # A turn without calls must not read as a call in any of the formats: the text would teach calling where none is meant.
+    if parsed.calls is None or not calls_equal(parsed.calls if calls else written_calls(content), calls):
         raise Rejected("compose", "the turn does not read back as what was verified", content)
     return {"role": "assistant", "content": content}

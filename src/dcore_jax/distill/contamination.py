@@ -1,13 +1,12 @@
-"""The guard against training on the test: seeds that ask what a benchmark asks are left out, and counted.
+"""Test-set contamination: seeds that match an item of a benchmark are left out and counted.
 
 A seed is contaminated when one of its user messages, the query or an earlier one, equals one of a benchmark
 item's, and the item offers a tool of the same name; or when such a message has `LONG` words or more, whatever
-the tools (Hammer's masked records rename them). Texts are compared in lower case by their letters and digits
-alone, names of tools too.
+the tools (Hammer's masked records rename them). Texts and names of tools are compared in lower case by their
+letters and digits alone.
 """
 
 import contextlib
-import json
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcore_jax.data.files import Malformed, file_rows, local_file
+from dcore_jax.data.files import Malformed, decode_json, file_rows, local_file
 from dcore_jax.data.records import Rejections
 from dcore_jax.distill.sample import SeedSample
 from dcore_jax.distill.seeds.rlla import dialogue_messages
@@ -29,18 +28,18 @@ _LISTED_TOOL = re.compile(r"^\d+\. Name: (.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Guard:
-    """What the benchmarks ask: by normalised query the normalised names of every tool offered with it."""
+class ContaminationGuard:
+    """The queries of benchmarks, each with the names of every tool offered with it; all normalised."""
 
     tools_by_query: dict[str, frozenset[str]]
-    items: int
+    items: int  # benchmark items read
 
     def reason(self, sample: SeedSample) -> str:
         """Why the sample must not be trained on; empty when it may be."""
         offered = {_normalised(str(tool["function"]["name"])) for tool in sample.tools}
-        said = [message["content"] for message in sample.history if message["role"] == "user"]
+        earlier = [message["content"] for message in sample.history if message["role"] == "user"]
         found = ""
-        for query in map(_normalised, [sample.query, *said]):
+        for query in map(_normalised, [sample.query, *earlier]):
             tools = self.tools_by_query.get(query)
             if tools is None:
                 continue
@@ -51,12 +50,14 @@ class Guard:
         return found
 
 
-def read_benchmarks(paths: Iterable[str | Path]) -> Guard:
+def read_benchmarks(paths: Iterable[str | Path]) -> ContaminationGuard:
     """The guard for benchmark files: BFCL's questions or its score files, API-Bank's items, or chat records.
 
-    A row is told by its fields: `question` and `function` (also inside `prompt`), `system` and `user`, `messages`
-    and `tools`, `query` and `tools`; messages and tools may be JSON text. Raises `UserError` at the first row that
-    is none of these: an item that cannot be read would not be guarded against.
+    The fields of a row decide its form: `question` and `function` (also inside `prompt`), `system` and `user`,
+    `messages` and `tools`, `query` and `tools`; messages and tools may be JSON text.
+
+    Raises:
+      UserError: at the first row of no such form, since an item that cannot be read could not be matched.
     """
     tools_by_query: dict[str, frozenset[str]] = {}
     items = 0
@@ -74,11 +75,11 @@ def read_benchmarks(paths: Iterable[str | Path]) -> Guard:
             items += 1
             for query in filter(None, map(_normalised, queries)):
                 tools_by_query[query] = tools_by_query.get(query, frozenset()) | tools
-    return Guard(tools_by_query, items)
+    return ContaminationGuard(tools_by_query, items)
 
 
 def leave_out_contaminated(
-    samples: Iterable[SeedSample], guard: Guard, rejections: Rejections
+    samples: Iterable[SeedSample], guard: ContaminationGuard, rejections: Rejections
 ) -> list[SeedSample]:
     """The samples that no benchmark item matches; the others are counted in `rejections` by reason."""
     kept = []
@@ -120,14 +121,14 @@ def _question(value: Any) -> list[str]:
     """BFCL's question: messages, or in its first files the bare text."""
     if not isinstance(value, str):
         return _user_texts(value)
-    with contextlib.suppress(ValueError, RecursionError):
-        if isinstance(messages := json.loads(value), list):
+    with contextlib.suppress(Malformed, RecursionError):
+        if isinstance(messages := decode_json(value, "not JSON"), list):
             return _user_texts(messages)
     return [value]
 
 
 def _user_texts(value: Any) -> list[str]:
-    """The user messages of a message, of lists of them to any depth that JSON can be read at, or of their JSON text."""
+    """The user messages in a message, in lists of messages nested to any depth, or in their JSON text."""
     value = _decoded(value, "messages")
     if isinstance(value, list):
         return [text for item in value for text in _user_texts(item)]
@@ -162,12 +163,7 @@ def _last_names(path: Any) -> list[str]:
 
 
 def _decoded(value: Any, name: str) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        raise Malformed(f"{name}: text that is not JSON") from None
+    return decode_json(value, f"{name}: text that is not JSON")
 
 
 def _normalised(text: str) -> str:

@@ -1,7 +1,7 @@
-"""The final corpus: every record once, in an order that looks random and is always the same.
+"""The final corpus: every record once, in a shuffled order that depends on seed and content only.
 
-Records are sorted by a hash of the seed and their content, which shuffles them whatever order they arrived in; two with
-the same content fall beside each other, and one is kept. The sort goes through buckets on disk, so memory stays small.
+Records are sorted by a hash of the seed and their content: a shuffle that does not depend on the order of arrival. Records
+with equal content have equal hashes, so they are neighbours and one is kept. The sort uses buckets on disk, to bound memory.
 """
 
 import hashlib
@@ -11,12 +11,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
+from dcore_jax.atomic import atomic_path
+
 Form = Literal["jsonl", "parquet"]
 _BUCKETS = 64
 
 
 class CorpusSummary(NamedTuple):
-    """What was written."""
+    """A written corpus: the file, its number of records, and what was left out."""
 
     path: Path
     records: int
@@ -25,31 +27,40 @@ class CorpusSummary(NamedTuple):
 
 
 def write_corpus(records: Iterable[dict[str, Any]], folder: Path, *, form: Form, seed: int) -> CorpusSummary:
-    """Writes `corpus.jsonl` or `corpus.parquet`; an earlier one is replaced when the new one is whole.
+    """Writes `corpus.jsonl` or `corpus.parquet`; an earlier one is replaced when the new one is complete.
 
-    One process at a time may write in a folder (run_folder.py holds it).
+    One process at a time may write in a folder (run_folder.py locks it).
 
-    In Parquet messages and tools are JSON strings, so that no field gets nulls it never had.
+    Args:
+      records: with `id` and `source`, which do not count as content.
+      form: in Parquet, messages and tools are JSON strings, so that no field gets nulls that it never had.
+      seed: of the shuffle.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    out = folder / f"corpus.{form}"
-    for left_by_a_kill in folder.glob("corpus.partial*"):
-        shutil.rmtree(left_by_a_kill, ignore_errors=True)
-    partial = folder / "corpus.partial"
-    partial.mkdir()
+    _remove_leftovers(folder)
+    out, buckets = folder / f"corpus.{form}", folder / "corpus.partial"
+    buckets.mkdir()
     try:
-        total = _fill_buckets(records, partial, seed)
-        unfinished = partial / out.name
-        count = _write(_in_order(partial), unfinished, form)
-        with unfinished.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        unfinished.replace(out)
+        total = _fill_buckets(records, buckets, seed)
+        with atomic_path(out) as unfinished:
+            count = _write(_in_order(buckets), unfinished, form)
+            with unfinished.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(buckets, ignore_errors=True)
     return CorpusSummary(out, count, total - count, digest)
 
 
+def _remove_leftovers(folder: Path) -> None:
+    """Buckets and unfinished files of a process that was killed."""
+    for path in folder.glob("corpus.partial*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob("corpus.*.partial-*"):
+        path.unlink(missing_ok=True)
+
+
 def _fill_buckets(records: Iterable[dict[str, Any]], folder: Path, seed: int) -> int:
+    """Writes each record behind its key into one of the bucket files; the number of records."""
     buckets: list[IO[str]] = [(folder / f"{i:02d}").open("w", encoding="utf-8") for i in range(_BUCKETS)]
     total = 0
     try:
@@ -66,6 +77,8 @@ def _fill_buckets(records: Iterable[dict[str, Any]], folder: Path, seed: int) ->
 
 
 def _in_order(folder: Path) -> Iterator[str]:
+    """The records of all buckets in the order of their keys, one of each key."""
+    # Buckets are filled by the key's first digits modulo their number, so the order is of buckets first, then of keys.
     for i in range(_BUCKETS):
         before = ""
         for line in sorted((folder / f"{i:02d}").read_text(encoding="utf-8").splitlines()):

@@ -1,7 +1,7 @@
-"""Decompose and count check (D-CORE section 3.1): from a query and its reference calls, backwards, to subtasks.
+"""Decompose and count check (D-CORE section 3.1): a query is split into subtasks, given the reference calls that serve it.
 
-The answer is read strictly: a JSON list of `{"step": 1, "description": "...", "index": [0]}`, after a thought or alone.
-Fences around it are taken off, nothing else is mended.
+The answer is parsed strictly: a JSON list of `{"step": 1, "description": "...", "index": [0]}`, after a thought or alone.
+A code fence around the list is removed, nothing else is repaired.
 """
 
 import json
@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dcore_jax.calls import Call, render_calls, split_thought
-from dcore_jax.distill.ask import Answer, Ask, Rejected, flaw_of, require_ended
-from dcore_jax.distill.conversation import as_text
+from dcore_jax.distill.ask import Answer, Ask, Rejected, find_flaw, require_ended
+from dcore_jax.distill.conversation import inline_calls
 from dcore_jax.distill.sample import SeedSample
 from dcore_jax.distill.templates import Templates
 
@@ -30,15 +30,15 @@ def decompose_ask(
     plain: bool,
     attempt: int,
 ) -> Ask:
-    """The question for the subtasks.
+    """The question that asks for the subtasks.
 
     Args:
-      reference: Y*, or labels in its place; None: the model is not shown any.
-      examples: worked examples at most; the agent family (a history, or a chain) has three, the single-turn family one.
+      reference: Y*, or pseudo-labels in its place; None: no calls are shown.
+      examples: most worked examples; the agent family (a history, or a chain) has three, the single-turn family one.
       plain: without the chat template.
     """
     family = "agent" if sample.history or sample.kind == "sequential" else "single"
-    history = [as_text(message, "python") for message in sample.history]
+    history = [inline_calls(message, "python") for message in sample.history]
     text = templates.render(
         "decompose",
         query=sample.query,
@@ -54,11 +54,14 @@ def decompose_ask(
 
 
 def read_subtasks(answer: Answer, *, needs_index: bool, calls: int | None = None) -> tuple[str, ...]:
-    """The descriptions of the subtasks, in order. Raises Rejected with stage `decompose`.
+    """The descriptions of the subtasks, in order.
 
     Args:
       needs_index: whether each subtask must name the reference calls that it covers.
-      calls: how many of them were shown; None: what an index names is not checked.
+      calls: how many of them were shown; None: indices are not checked.
+
+    Raises:
+      Rejected: an answer in another form; stage `decompose`.
     """
     require_ended("decompose", answer)
     _, text, closed = split_thought(answer.text)
@@ -68,21 +71,21 @@ def read_subtasks(answer: Answer, *, needs_index: bool, calls: int | None = None
     if not text:
         raise Rejected("decompose", "empty", answer.text)
     try:
-        steps = json.loads(_unfenced(text))
+        steps = json.loads(_without_fence(text))
     except (ValueError, RecursionError):
         raise Rejected("decompose", "not JSON", answer.text) from None
     if not isinstance(steps, list) or not steps:
         raise Rejected("decompose", "not a JSON list of subtasks", answer.text)
-    # A list with too many subtasks numbers calls to match: it is for the count check to say so.
+    # A list with too many subtasks also has indices past the calls: the count check gives the better reason.
     indices = None if calls is None else max(calls, len(steps))
     for number, step in enumerate(steps, start=1):
-        if problem := _problem(step, number, needs_index, indices):
+        if problem := _find_problem(step, number, needs_index, indices):
             raise Rejected("decompose", problem, answer.text)
     return tuple(" ".join(step["description"].split()) for step in steps)
 
 
 def check_count(subtasks: Sequence[str], expected: int, answer: Answer) -> None:
-    """|S| must be the number of reference calls. Raises Rejected with stage `count`."""
+    """Raises Rejected with stage `count` unless the number of subtasks |S| is that of the reference calls."""
     if len(subtasks) != expected:
         which = "fewer" if len(subtasks) < expected else "more"
         raise Rejected("count", f"{which} subtasks than reference calls", answer.text)
@@ -91,29 +94,31 @@ def check_count(subtasks: Sequence[str], expected: int, answer: Answer) -> None:
 def check_leaks(
     subtasks: Sequence[str], sample: SeedSample, reference: Sequence[Call], answer: Answer
 ) -> None:
-    """No description may hold a value that only the reference knows. Raises Rejected with stage `decompose`.
+    """Raises Rejected with stage `decompose` where a description holds a value that only the reference knows.
 
     Values are texts of three characters or more, a letter with a digit (`k4`), and numbers of three digits or more, found
-    as whole words; shorter ones stand in a sentence by chance. Known is all that the prompt shows besides the reference:
+    as whole words; shorter ones occur in a sentence by chance. Known is all that the prompt shows besides the reference:
     request, policy, tools, and the history with its calls. `5,000,000` and `5000000` are one number.
     """
     shown = [sample.query, sample.policy, json.dumps(sample.tools, ensure_ascii=False)]
-    known = _words(" ".join([*shown, *(_shown(message) for message in sample.history)]))
-    said = _words(" ".join(subtasks))
+    known = _words(" ".join([*shown, *(_prompt_text(message) for message in sample.history)]))
+    described = _words(" ".join(subtasks))
     for call in reference:
         for value in _scalars(call.arguments):
-            spellings = _spellings(value) if _tells(value) else ()
-            if any(words in said for words in spellings) and not any(words in known for words in spellings):
+            spellings = _spellings(value) if _is_distinctive(value) else ()
+            if any(words in described for words in spellings) and not any(
+                words in known for words in spellings
+            ):
                 raise Rejected("decompose", "a description leaks a value of the reference", answer.text)
 
 
-def _unfenced(text: str) -> str:
+def _without_fence(text: str) -> str:
     if len(text) < 2 * len(_FENCE) or not (text.startswith(_FENCE) and text.endswith(_FENCE)):
         return text
     return text[len(_FENCE) : -len(_FENCE)].removeprefix("json").strip()
 
 
-def _problem(step: Any, number: int, needs_index: bool, indices: int | None) -> str:
+def _find_problem(step: Any, number: int, needs_index: bool, indices: int | None) -> str:
     if not isinstance(step, dict):
         return "a subtask that is not an object"
     if type(step.get("step")) is not int or step["step"] != number:
@@ -123,7 +128,7 @@ def _problem(step: Any, number: int, needs_index: bool, indices: int | None) -> 
         return "a subtask without a description"
     if len(description) > MAX_DESCRIPTION:
         return f"a description of over {MAX_DESCRIPTION} characters"
-    if flaw := flaw_of(description):
+    if flaw := find_flaw(description):
         return f"a description with {flaw}"
     index = step.get("index", None if needs_index else [])
     if not isinstance(index, list) or any(type(item) is not int or item < 0 for item in index):
@@ -134,6 +139,7 @@ def _problem(step: Any, number: int, needs_index: bool, indices: int | None) -> 
 
 
 def _scalars(value: Any) -> list[str]:
+    """Texts and numbers inside a JSON value, as text."""
     if isinstance(value, Mapping):
         return [text for item in value.values() for text in _scalars(item)]
     if isinstance(value, list | tuple):
@@ -141,14 +147,14 @@ def _scalars(value: Any) -> list[str]:
     return [] if value is None or isinstance(value, bool) else [str(value)]
 
 
-def _tells(value: str) -> bool:
-    """Whether a value is long or odd enough not to stand in a sentence by chance."""
+def _is_distinctive(value: str) -> bool:
+    """Whether a value is too long or too odd to occur in a sentence by chance."""
     return len(value) >= 3 or (len(value) == 2 and value[0].isalpha() and value[1].isdigit())
 
 
-def _shown(message: Mapping[str, Any]) -> str:
+def _prompt_text(message: Mapping[str, Any]) -> str:
     """A message of the history as the prompt shows it: with its calls, and with the words beside them."""
-    return f"{message.get('content')} {as_text(dict(message), 'python')['content']}"
+    return f"{message.get('content')} {inline_calls(dict(message), 'python')['content']}"
 
 
 def _words(text: str) -> str:

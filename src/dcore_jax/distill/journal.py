@@ -1,7 +1,7 @@
-"""What a run has done so far, on disk: every answer by sample and question, and every outcome, in appended JSONL shards.
+"""The journal of a run: every answer by sample and question, and every outcome, in append-only JSONL shards.
 
-A line is written whole or, when the process is killed, torn; a torn last line is cut off at the next start. An outcome is
-written once, since finished samples are skipped; the answers of unfinished samples are given back instead of asked again.
+A killed process may leave a torn last line, which is cut off at the next start. On resume, finished samples are skipped, so
+each outcome is written once; the answers of unfinished samples are replayed instead of asked again.
 """
 
 import hashlib
@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from dcore_jax.atomic import write_text_atomic
 from dcore_jax.distill.ask import Answer
 from dcore_jax.distill.sample import Outcome, SeedSample
 from dcore_jax.errors import UserError
 
 SHARDS = 16
 _SYNC_SECONDS = 5.0
-_ID = b'{"id": "'  # how every line begins
+_ID = b'{"id": "'  # the first bytes of every line
 
 
 class Journal:
@@ -44,15 +45,15 @@ class Journal:
 
     @property
     def seconds(self) -> float:
-        """Of this start and the earlier ones."""
+        """Wall time of the run, over all its starts."""
         return self._earlier + time.monotonic() - self._started
 
     def take_answers(self, sample_id: str) -> dict[str, Answer]:
-        """The answers that an earlier start of the run received for a sample, by question; given away once."""
+        """The answers that earlier starts received for a sample, by question; the journal forgets them, to free memory."""
         return self._answers.pop(sample_id, {})
 
-    def answered(self, sample_id: str, key: str, answer: Answer) -> None:
-        """Notes an answer; on disk after the next `flush`."""
+    def write_answer(self, sample_id: str, key: str, answer: Answer) -> None:
+        """Appends an answer; on disk after the next `flush`."""
         tokens = [answer.prompt_tokens, answer.generated_tokens]
         line = {
             "id": sample_id,
@@ -63,18 +64,19 @@ class Journal:
         }
         self._append("answers", sample_id, line)
 
-    def finished(self, outcome: Outcome) -> None:
-        """Notes the end of a sample; on disk after the next `flush`."""
+    def write_outcome(self, outcome: Outcome) -> None:
+        """Appends the outcome of a sample; on disk after the next `flush`."""
         self._append("outcomes", outcome.sample.id, _outcome_line(outcome))
 
     def flush(self) -> None:
-        """Hands everything to the system, so that a killed process loses nothing; to the disk itself every few seconds."""
+        """Hands all lines to the operating system, so that a killed process loses none; syncs the disk every few seconds."""
         for file in self._files.values():
             file.flush()
         if time.monotonic() - self._synced > _SYNC_SECONDS:
             self._sync()
 
     def close(self) -> None:
+        """Syncs and closes the files."""
         self._sync()
         for file in self._files.values():
             file.close()
@@ -84,9 +86,7 @@ class Journal:
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
-        unfinished = self._folder / "seconds.json.tmp"
-        unfinished.write_text(json.dumps({"seconds": round(self.seconds, 3)}))
-        unfinished.replace(self._folder / "seconds.json")
+        write_text_atomic(self._folder / "seconds.json", json.dumps({"seconds": round(self.seconds, 3)}))
         self._synced = time.monotonic()
 
     def _append(self, kind: str, sample_id: str, line: dict[str, Any]) -> None:
@@ -97,18 +97,19 @@ class Journal:
 
 
 def read_outcomes(folder: Path, samples: Mapping[str, SeedSample]) -> Iterator[Outcome]:
-    """Every outcome of a run, one at a time and in an order of its own: by shard, then by sample.
+    """Every outcome of a run, one at a time, ordered by shard and then by sample id.
 
-    `samples` are the run's seed samples by id; outcomes of others (a run with a larger limit) are left out.
+    Args:
+      samples: the run's seed samples by id; outcomes of others (of a run with a larger limit) are left out.
     """
     for number in range(SHARDS):
         path = folder / f"outcomes-{number:02d}.jsonl"
-        # Only places are kept, so that memory does not hold a shard.
-        places = sorted((name, at) for name, at in _ids(path) if name in samples)
-        if places:
+        # Only offsets are sorted, so that memory does not hold a shard.
+        offsets = sorted((name, offset) for name, offset in _ids(path) if name in samples)
+        if offsets:
             with path.open("rb") as file:
-                for name, at in places:
-                    file.seek(at)
+                for name, offset in offsets:
+                    file.seek(offset)
                     yield _outcome(json.loads(file.readline()), samples[name])
 
 
@@ -138,7 +139,7 @@ def _shard(sample_id: str) -> int:
 
 
 def _paths(folder: Path, kind: str) -> list[Path]:
-    """The shards of a kind that are there, torn last lines cut off."""
+    """The existing shards of a kind, with torn last lines cut off."""
     paths = [folder / f"{kind}-{number:02d}.jsonl" for number in range(SHARDS)]
     for path in paths:
         _cut_torn_line(path)
@@ -146,19 +147,19 @@ def _paths(folder: Path, kind: str) -> list[Path]:
 
 
 def _ids(path: Path) -> Iterator[tuple[str, int]]:
-    """The id of every line and where the line starts; the rest of a line is not decoded."""
+    """The id and byte offset of every line; the rest of a line is not decoded, which makes a start fast."""
     if not path.exists():
         return
-    at = 0
+    offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 if not line.startswith(_ID) or not line.endswith(b"}\n"):
                     raise ValueError
-                yield json.loads(line[len(_ID) - 1 : line.index(b'"', len(_ID)) + 1]), at
+                yield json.loads(line[len(_ID) - 1 : line.index(b'"', len(_ID)) + 1]), offset
             except ValueError:
-                raise _broken(path, number) from None
-            at += len(line)
+                raise _broken_line(path, number) from None
+            offset += len(line)
 
 
 def _answer_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -167,14 +168,15 @@ def _answer_lines(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 yield json.loads(line)
             except ValueError:
-                raise _broken(path, number) from None
+                raise _broken_line(path, number) from None
 
 
-def _broken(path: Path, number: int) -> UserError:
+def _broken_line(path: Path, number: int) -> UserError:
     return UserError(f"{path}:{number}: not a line of a journal; take it out, or start in another folder")
 
 
 def _cut_torn_line(path: Path) -> None:
+    """Truncates a file after its last newline, which is searched for from the end."""
     if not path.exists():
         return
     with path.open("rb+") as file:

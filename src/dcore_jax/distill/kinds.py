@@ -1,21 +1,21 @@
-"""Which kind of sample an assistant turn makes: a pure function, and its rules.
+"""Which kind of sample an assistant turn makes: a pure function and its rules.
 
 A turn is what the assistant does between one user message and the next: messages with calls, each answered by
-the tools, and perhaps a last message of words. The rules, in order:
+the tools, and perhaps a last message of text. The rules, in order:
 
 1. No tools are offered: no sample.
 2. Calls. One message with several calls is `parallel`. Everything else is `sequential`: a single call, one
    call a message, and the mixed chain, in which a message with several calls is followed or preceded by others.
-   A mixed chain is read as one call after the other in the order written: calls of one message do not need
-   one another, so any order among them is right, and the calls of later messages may need them.
-3. Words after the tools have answered are a `report`.
-4. Words without any call, which refuse (no tool fits, something is missing) or ask the user for something,
-   are `irrelevant`.
-5. Other words without a call are talk (thanks, opinions, general knowledge): no sample, since a thought that
-   explains why no tool fits would explain nothing.
+   A mixed chain is read as one call after the other in the order written: calls of one message are independent,
+   so any order among them is right, and the calls of later messages may need them.
+3. Text after the tools have answered is a `report`.
+4. Text without any call that refuses (no tool fits, something is missing) or asks the user for something
+   is `irrelevant`.
+5. Other text without a call is talk (thanks, opinions, general knowledge): no sample, since there is nothing
+   that a thought could explain by a missing tool.
 
-Refusing and asking are found by patterns over sentences, in English. A question that only offers more help
-("Is there anything else?") does not ask.
+Refusals and requests are found by patterns over sentences, in English. A question that only offers more help
+("Is there anything else?") is not a request.
 """
 
 import re
@@ -40,7 +40,7 @@ _REQUEST = (
         r"\b(provide|specify|tell|share|clarify|confirm|give|supply|indicate|enter|send|have|know|choose|select|name)\b"
     ),
 )
-# What a refusal says is not there, and that it is not there, in either order.
+# A refusal names something that is needed and says that it is absent, in either order.
 _ABSENT = re.compile(
     r"\b(no|not|none|nor|neither|cannot|can't|couldn't|doesn't|don't|isn't|aren't"
     r"|unable|lack\w*|missing|without|insufficient)\b"
@@ -53,22 +53,23 @@ _REFUSAL = re.compile(
     r"\b(i am|i'm|we are|we're) (sorry|afraid|unable|not able)\b|\b(i|we) (cannot|can't|can not|could not|couldn't)\b"
     r"|\b(cannot|can't|can not) be (used|fulfilled|done|completed|answered|processed|called)\b"
 )
-_OPENING = 3  # sentences in which a refusal says so
+_FIRST_SENTENCES = 3  # in which a refusal is looked for, besides the last
 
 
 def detect_kind(
     calls: Sequence[int], words: str, *, tools_offered: bool, answered: bool, stated: Kind | None = None
 ) -> Kind:
-    """The kind of a turn, or of its closing words. See the rules above.
+    """The kind of a turn, or of its closing text, by the rules above.
 
     Args:
-      calls: the number of calls of each message that calls; empty for words.
+      calls: the number of calls of each message that calls; empty for text.
       words: the text of the message; it decides only where there are no calls.
       tools_offered: whether the conversation offers any tool.
-      answered: whether tools have answered since the user last spoke.
+      answered: whether tools have answered since the last user message.
       stated: the kind that the record itself gives, which wins where it is possible.
 
-    Raises `Malformed` with the reason when the turn makes no sample.
+    Raises:
+      Malformed: the turn makes no sample; with the reason.
     """
     if not tools_offered:
         raise Malformed(NO_TOOLS)
@@ -92,11 +93,11 @@ def detect_kind(
 def refuses(words: str) -> bool:
     """Whether the first sentences, or the last, say that the request cannot be served."""
     sentences = _sentences(words)
-    return any(_refusal(sentence) for sentence in sentences[:_OPENING] + sentences[-1:])
+    return any(_refusal(sentence) for sentence in sentences[:_FIRST_SENTENCES] + sentences[-1:])
 
 
 def asks(words: str) -> bool:
-    """Whether the words end in a question to the user, or request something anywhere, offers of help aside."""
+    """Whether the text ends in a question to the user, or requests something anywhere; offers of help do not count."""
     sentences = [sentence for sentence in _sentences(words) if not _OFFER.search(sentence)]
     questions = any(sentence.endswith("?") for sentence in sentences[-2:])
     return questions or any(_follow(sentence, *_REQUEST) for sentence in sentences)
@@ -108,7 +109,7 @@ def _refusal(sentence: str) -> bool:
 
 
 def _follow(sentence: str, first: re.Pattern[str], second: re.Pattern[str]) -> bool:
-    """Whether `second` is found behind `first`; one pattern with `.*` between them takes quadratic time."""
+    """Whether `second` is found after `first`. One pattern with `.*` between them would take quadratic time."""
     found = first.search(sentence)
     return found is not None and second.search(sentence, found.end()) is not None
 

@@ -1,25 +1,25 @@
-"""Reason (D-CORE section 3.1): a thought and a call for each subtask, or a thought on why no call serves.
+"""Reason (D-CORE section 3.1): a thought and a call for each subtask.
 
-Subtasks in order stand in one conversation: each is a user turn, answered by the call alone and what the tool said.
-Subtasks apart see the history and nothing of one another.
+Subtasks solved in order share one conversation: each is a user turn, followed by its call (without the thought) and the
+tool's response. Subtasks solved apart see the history and nothing of one another.
 """
 
 from typing import NamedTuple
 
 from dcore_jax.calls import Call, CallFormat, parse_response
-from dcore_jax.distill.ask import Answer, Ask, Message, Rejected, Stage, flaw_of, require_ended
+from dcore_jax.distill.ask import Answer, Ask, Message, Rejected, Stage, find_flaw, require_ended
 
 
-class Solved(NamedTuple):
-    """A subtask with what the model made of it."""
+class SolvedSubtask(NamedTuple):
+    """A subtask with the model's thought and call."""
 
     description: str
     thought: str  # R_i
     call: Call  # tau_i
-    text: str  # the answer as it came
+    text: str  # the whole answer
 
 
-def read_solved(description: str, answer: Answer, call_format: CallFormat) -> Solved:
+def parse_solution(description: str, answer: Answer, call_format: CallFormat) -> SolvedSubtask:
     """Splits the answer at `</think>` into thought and call. Raises Rejected with stage `reason`."""
     require_ended("reason", answer)
     parsed = parse_response(answer.text, call_format)
@@ -29,11 +29,11 @@ def read_solved(description: str, answer: Answer, call_format: CallFormat) -> So
         raise Rejected("reason", f"calls that cannot be read: {parsed.error}", answer.text)
     if not parsed.thought:
         raise Rejected("reason", "no thought", answer.text)
-    if flaw := flaw_of(parsed.thought):
+    if flaw := find_flaw(parsed.thought):
         raise Rejected("reason", f"a thought with {flaw}", answer.text)
     if len(parsed.calls) != 1:
         raise Rejected("reason", "several calls for one subtask" if parsed.calls else "no call", answer.text)
-    return Solved(description, parsed.thought, parsed.calls[0], answer.text)
+    return SolvedSubtask(description, parsed.thought, parsed.calls[0], answer.text)
 
 
 def solve_subtask(
@@ -45,12 +45,21 @@ def solve_subtask(
     first_attempt: int,
     tries: int,
     call_format: CallFormat,
-) -> Stage[Solved]:
-    """Asks until an answer can be read, at most `tries` times. Raises what the last answer was rejected for."""
+) -> Stage[SolvedSubtask]:
+    """Asks until an answer can be parsed, at most `tries` times.
+
+    Args:
+      messages: the conversation, which ends with the subtask's user turn.
+      subtask: number of the subtask, from 0; part of the question's key.
+      first_attempt: number of the first try; part of the question's key.
+
+    Raises:
+      Rejected: the last answer could not be parsed either.
+    """
     for attempt in range(first_attempt, first_attempt + tries):
         (answer,) = yield (Ask("reason", tuple(messages), tools, subtask, attempt),)
         try:
-            return read_solved(description, answer, call_format)
+            return parse_solution(description, answer, call_format)
         except Rejected as reason:
             last = reason
     raise last
@@ -64,17 +73,25 @@ def solve_apart(
     first_attempt: int,
     tries: int,
     call_format: CallFormat,
-) -> Stage[list[Solved]]:
-    """All subtasks side by side, each in its own messages; raises the rejection of the first that failed for good."""
-    solved: dict[int, Solved] = {}
+) -> Stage[list[SolvedSubtask]]:
+    """Asks for all subtasks at the same time, each in its own conversation, and again for those that failed.
+
+    Args:
+      messages: one conversation per subtask.
+      first_attempt: number of the first try; part of the questions' keys.
+
+    Raises:
+      Rejected: a subtask failed in every try; that of the first such subtask.
+    """
+    solved: dict[int, SolvedSubtask] = {}
     failed: dict[int, Rejected] = {}
     for attempt in range(first_attempt, first_attempt + tries):
-        left = [i for i in range(len(descriptions)) if i not in solved]
-        asks = tuple(Ask("reason", tuple(messages[i]), tools, i, attempt) for i in left)
+        unsolved = [i for i in range(len(descriptions)) if i not in solved]
+        asks = tuple(Ask("reason", tuple(messages[i]), tools, i, attempt) for i in unsolved)
         answers = yield asks
-        for i, answer in zip(left, answers, strict=True):
+        for i, answer in zip(unsolved, answers, strict=True):
             try:
-                solved[i] = read_solved(descriptions[i], answer, call_format)
+                solved[i] = parse_solution(descriptions[i], answer, call_format)
                 failed.pop(i, None)
             except Rejected as reason:
                 failed[i] = reason

@@ -1,6 +1,6 @@
-"""The self-distillation run: seeds in, a verified SFT corpus and its report out. Read from top to bottom.
+"""The self-distillation run: from seeds to a verified SFT corpus and its report. Read from top to bottom.
 
-<output>/corpus.jsonl     what train_sft.py takes        report.html     the run for reading, one file
+<output>/corpus.jsonl     records for SFT                report.html     the run for reading, one file
          manifest.json    counts, hashes, versions       journal/        every answer and outcome so far
          config.yaml      the effective config
          table6/<mode>/   the same for each mode, with --table6
@@ -16,10 +16,12 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 
+from dcore_jax.atomic import write_text_atomic
 from dcore_jax.config import config_to_dict
 from dcore_jax.data.files import local_file
 from dcore_jax.data.records import Rejections
 from dcore_jax.distill.algorithm import Method
+from dcore_jax.distill.ask import ModelRole
 from dcore_jax.distill.config import MODE_NAMES, MODES, DistillConfig, Mode
 from dcore_jax.distill.contamination import leave_out_contaminated, read_benchmarks
 from dcore_jax.distill.corpus import CorpusSummary, write_corpus
@@ -29,7 +31,7 @@ from dcore_jax.distill.pipeline import run_pipeline
 from dcore_jax.distill.report import Table6Row, summary_table, table6, write_report
 from dcore_jax.distill.sample import Outcome, SeedSample
 from dcore_jax.distill.seeds import seeds_by_spec
-from dcore_jax.distill.speakers import Voice, open_voice
+from dcore_jax.distill.served_models import ServedModel, open_model
 from dcore_jax.distill.tally import Summary
 from dcore_jax.distill.templates import Templates
 from dcore_jax.engines import check_engine_installed
@@ -40,7 +42,7 @@ from dcore_jax.training.run_folder import RunRecord, check_config_unchanged, loc
 
 RECIPE = "distill"
 _VERSIONS = ("dcore-jax", "jax", "flax", "transformers", "tokenizers", "jinja2", "vllm")
-_OTHER = {
+_CHANGED = {  # in the message that refuses a run with other inputs
     "prompts": "other prompts; put them back",
     "model": "another model in the same place; put it back",
     "labeller": "another labeller in the same place; put it back",
@@ -50,34 +52,34 @@ _OTHER = {
 
 @dataclass(frozen=True)
 class ModeResult:
-    """How one pass over the seeds ended."""
+    """The result of one mode over all seeds."""
 
     mode: Mode
     counts: Summary
     corpus: CorpusSummary
-    seconds: float  # of all starts of the run
+    seconds: float  # wall time, over all starts of the run
 
     def row(self) -> Table6Row:
-        """Chains and parallel calls alone: the other kinds are not decomposed."""
-        ends = [
-            self.counts.by_kind[kind] for kind in ("sequential", "parallel") if kind in self.counts.by_kind
-        ]
-        samples = sum(end.samples for end in ends)
-        decomposed = sum(end.decomposed for end in ends)
-        return Table6Row(MODE_NAMES[self.mode], samples, decomposed, sum(end.accepted for end in ends))
+        """The mode's row of Table 6, over sequential and parallel samples: the other kinds are not decomposed."""
+        by_kind = self.counts.by_kind
+        decomposable = [by_kind[kind] for kind in ("sequential", "parallel") if kind in by_kind]
+        samples = sum(counts.samples for counts in decomposable)
+        decomposed = sum(counts.decomposed for counts in decomposable)
+        accepted = sum(counts.accepted for counts in decomposable)
+        return Table6Row(MODE_NAMES[self.mode], samples, decomposed, accepted)
 
 
 @dataclass(frozen=True)
 class DistillResult:
-    """How a run ended."""
+    """The result of a run; `modes` has one entry, or one per mode with `table6`."""
 
     output: Path
     modes: tuple[ModeResult, ...]
-    stopped: bool = False  # SIGTERM: start the same line again to go on
+    stopped: bool = False  # by SIGTERM: run the same command again to resume
 
 
 def distill_seeds(config: DistillConfig) -> DistillResult:
-    """Runs Algorithm 1 over the seeds, or goes on with a run that is already in the output folder.
+    """Runs Algorithm 1 over the seeds, or resumes the run that is in the output folder.
 
     Call `dcore_jax.mesh.prepare_devices(config.mesh)` first.
 
@@ -97,31 +99,31 @@ def distill_seeds(config: DistillConfig) -> DistillResult:
         templates = Templates(config.prompts, config.call_format)
         samples, rejected = _samples(config)
         labels = read_labels(config.labels) if config.labels else None
-        voice = open_voice(config.model, config, output)
-        labeller = open_voice(config.labeller, config, output) if config.labeller else None
+        model = open_model(config.model, config, output)
+        labeller = open_model(config.labeller, config, output) if config.labeller else None
         try:
             # Only now is there a run to go on with.
             record_run(config, output, RunRecord(RECIPE, config.model, config.dtype))
-            digests = _digests(config, templates, voice, labeller)
+            digests = _digests(config, templates, model, labeller)
             results: list[ModeResult] = []
             for mode in MODES if config.table6 else (config.mode,):
                 run = replace(config, mode=mode)
                 folder = output / "table6" / mode if config.table6 else output
                 log(f"{len(samples):,} seed samples, {run.choices()}, into {folder}")
                 method = Method(run, templates, labels)
-                result = _pass(run, folder, samples, rejected, method, voice, labeller, digests)
+                result = _run_mode(run, folder, samples, rejected, method, model, labeller, digests)
                 if result is None:
                     return DistillResult(output, tuple(results), stopped=True)
                 results.append(result)
             return DistillResult(output, tuple(results))
         finally:
-            voice.close()
+            model.close()
             if labeller:
                 labeller.close()
 
 
 def summary(result: DistillResult) -> str:
-    """What a run has to say at its end; for several modes the table of the paper's Table 6."""
+    """The text that a run prints at its end; for several modes the paper's Table 6."""
     if result.stopped:
         return "stopped; start the same line again to go on"
     if len(result.modes) > 1:
@@ -139,6 +141,7 @@ def summary(result: DistillResult) -> str:
 
 
 def _samples(config: DistillConfig) -> tuple[list[SeedSample], Rejections]:
+    """The run's seed samples, without contaminated ones and up to the limit, and what was left out."""
     by_spec, rejected = seeds_by_spec(config.seeds, strict=config.strict)
     if config.benchmarks:
         guard = read_benchmarks(config.benchmarks)
@@ -157,39 +160,41 @@ def _first_of_each(by_spec: Sequence[Sequence[SeedSample]], limit: int) -> list[
     return list(islice((sample for sample in turns if sample is not None), limit))
 
 
-def _pass(
+def _run_mode(
     config: DistillConfig,
     output: Path,
     samples: Sequence[SeedSample],
     rejected: Rejections,
     method: Method,
-    voice: Voice,
-    labeller: Voice | None,
+    model: ServedModel,
+    labeller: ServedModel | None,
     digests: Mapping[str, str],
 ) -> ModeResult | None:
-    """One mode over all samples; None when it was told to stop."""
+    """One mode over all samples; None when the run was stopped."""
     folder = output / "journal"
     journal = Journal(folder)
-    _refuse_other_inputs(folder, digests)
-    voices = {"model": voice, **({"labeller": labeller} if labeller else {})}
-    left = [sample for sample in samples if sample.id not in journal.finished_ids]
-    seen: Counter[str] = Counter()
-    bar = progress_bar(len(samples), initial=len(samples) - len(left), unit="sample")
+    _check_inputs_unchanged(folder, digests)
+    models: dict[ModelRole, ServedModel] = {"model": model}
+    if labeller:
+        models["labeller"] = labeller
+    unfinished = [sample for sample in samples if sample.id not in journal.finished_ids]
+    counts: Counter[str] = Counter()
+    bar = progress_bar(len(samples), initial=len(samples) - len(unfinished), unit="sample")
 
-    def note(outcome: Outcome) -> None:
-        seen["accepted" if outcome.accepted else outcome.stage] += 1
-        bar.set_postfix(seen)
+    def show_progress(outcome: Outcome) -> None:
+        counts["accepted" if outcome.accepted else outcome.stage] += 1
+        bar.set_postfix(counts)
         bar.update()
 
     try:
         with preemption_signal() as stop_requested:
             complete = run_pipeline(
-                left,
+                unfinished,
                 method,
-                {name: found.tokenizer for name, found in voices.items()},  # type: ignore[misc]
-                {name: found.engines for name, found in voices.items()},  # type: ignore[misc]
+                {role: served.tokenizer for role, served in models.items()},
+                {role: served.engines for role, served in models.items()},
                 journal,
-                on_outcome=note,
+                on_outcome=show_progress,
                 stopped=lambda: stop_requested(0),
             )
     finally:
@@ -206,7 +211,7 @@ def _finish(
     digests: Mapping[str, str],
     journal: Journal,
 ) -> ModeResult:
-    """Corpus, report and manifest, from the outcomes on disk."""
+    """Writes corpus, report and manifest from the outcomes on disk."""
     folder, by_id = output / "journal", {sample.id: sample for sample in samples}
     records = (record for outcome in read_outcomes(folder, by_id) for record in outcome.records)
     corpus = write_corpus(records, output, form=config.corpus, seed=config.seed)
@@ -222,12 +227,12 @@ def _finish(
     manifest = {
         "corpus": {"file": corpus.path.name, "sha256": corpus.sha256, "records": corpus.records},
         "duplicate_records": corpus.duplicates,
-        "samples": counts.ends.samples,
-        "accepted": counts.ends.accepted,
+        "samples": counts.overall.samples,
+        "accepted": counts.overall.accepted,
         "decompositions": {"asked": result.row().samples, "passed": result.row().decomposed},
-        "by_stage": dict(counts.ends.by_stage),
-        "by_kind": {name: dict(ends.by_stage) for name, ends in sorted(counts.by_kind.items())},
-        "by_source": {name: dict(ends.by_stage) for name, ends in sorted(counts.by_source.items())},
+        "by_stage": dict(counts.overall.by_stage),
+        "by_kind": {name: dict(group.by_stage) for name, group in sorted(counts.by_kind.items())},
+        "by_source": {name: dict(group.by_stage) for name, group in sorted(counts.by_source.items())},
         "reasons": {f"{reason.stage}: {reason.text}": count for reason, count in counts.ordered_reasons()},
         "rejected_seeds": rejected.counts,
         "prompt_tokens": dict(counts.prompt_tokens),
@@ -238,15 +243,15 @@ def _finish(
         "versions": _versions(),
         "config": settings,
     }
-    _write_whole(output / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    write_text_atomic(output / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     return result
 
 
 def _digests(
-    config: DistillConfig, templates: Templates, voice: Voice, labeller: Voice | None
+    config: DistillConfig, templates: Templates, model: ServedModel, labeller: ServedModel | None
 ) -> dict[str, str]:
-    """Hashes of what a run reads besides its seeds: the config only names it."""
-    digests = {"prompts": templates.digest(), "model": voice.digest}
+    """Hashes of a run's inputs that its config names only by path, seeds excepted."""
+    digests = {"prompts": templates.digest(), "model": model.digest}
     if labeller:
         digests["labeller"] = labeller.digest
     if config.labels:
@@ -255,23 +260,16 @@ def _digests(
     return digests
 
 
-def _refuse_other_inputs(folder: Path, digests: Mapping[str, str]) -> None:
-    """Holds the digests against those that the run was started with, and notes those that are not there yet."""
+def _check_inputs_unchanged(folder: Path, digests: Mapping[str, str]) -> None:
+    """Raises UserError where a digest is not that of the run's first start; saves those that are new."""
     paths = {name: folder / f"{name}.sha256" for name in digests}
     known = {name: path.read_text().strip() if path.exists() else "" for name, path in paths.items()}
     for name, digest in digests.items():
         if known[name] not in ("", digest):
-            raise UserError(f"{folder.parent} holds a run with {_OTHER[name]}, or give another --output")
+            raise UserError(f"{folder.parent} holds a run with {_CHANGED[name]}, or give another --output")
     for name, digest in digests.items():
         if not known[name]:
-            _write_whole(paths[name], digest + "\n")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """A kill amid the writing must not leave half a file behind."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text)
-    unfinished.replace(path)
+            write_text_atomic(paths[name], digest + "\n")
 
 
 def _versions() -> dict[str, str]:

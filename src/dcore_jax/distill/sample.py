@@ -1,4 +1,4 @@
-"""The two types that everything in distillation passes along: what goes in, and how it ended."""
+"""The input and output types of distillation: a seed sample, and its outcome."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -6,18 +6,18 @@ from typing import Any, Literal
 from dcore_jax.calls import Call
 
 # sequential: the reference calls are made one after the other (a single call is the shortest such chain).
-# parallel: several calls in one turn, none needing another's answer. irrelevant: no call serves the query.
-# report: the tools have answered, and the turn tells the user so.
+# parallel: several independent calls in one turn. irrelevant: no call serves the query.
+# report: the tools have answered, and the turn reports to the user.
 Kind = Literal["sequential", "parallel", "irrelevant", "report"]
 KINDS: tuple[Kind, ...] = ("sequential", "parallel", "irrelevant", "report")
 
 
 @dataclass(frozen=True)
 class SeedSample:
-    """One assistant turn of a seed dataset: P, T, C, Q, Y* and the tools' recorded answers (section 3.1).
+    """One assistant turn of a seed data set: P, T, C, Q, Y* and the tools' recorded responses (D-CORE section 3.1).
 
-    `history` holds OpenAI-style messages (`role`, `content`, `tool_calls` with `arguments` as dicts) before the
-    query; for a report it also holds the query's own calls and their responses. `task` is the tool-world `Task`
+    `history` holds the OpenAI-style messages (`role`, `content`, `tool_calls` with `arguments` as dicts) before the
+    query; for a report it also holds the query, its calls and their responses. `task` is the tool-world `Task`
     (or another environment's) that `execute` acts in; None where only recorded responses exist.
     """
 
@@ -37,20 +37,21 @@ class SeedSample:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one seed sample ended."""
+    """The result of one seed sample: its records, or where and why it was rejected."""
 
     sample: SeedSample
-    # The last it reached: label, decompose, count, reason, act, compose, verify; done when accepted.
+    # The last stage it reached: label, decompose, count, reason, act, compose, verify; done when accepted.
     stage: str
     reason: str  # why it was rejected; empty when accepted
     attempts: int
     subtasks: tuple[str, ...] = ()
-    # Chat records that train_sft.py reads; several for a sequential sample, none when rejected.
+    # Chat records for SFT; several for a sequential sample, none when rejected.
     records: tuple[dict[str, Any], ...] = ()
     prompt_tokens: dict[str, int] = field(default_factory=dict)  # by stage
     generated_tokens: dict[str, int] = field(default_factory=dict)  # by stage
-    last_text: str = ""  # what the model said where it failed, cut to 2,000 characters
+    last_text: str = ""  # the model's text where it failed, cut to 2,000 characters
 
     @property
     def accepted(self) -> bool:
+        """Whether the sample made records."""
         return not self.reason

@@ -1,4 +1,4 @@
-"""An engine that plays back scripted answers: for tests and for measuring the pipeline itself. No model is behind it."""
+"""An engine that answers from a script, without a model: for tests, and to time the pipeline alone."""
 
 import json
 from collections import deque
@@ -10,19 +10,24 @@ from dcore_jax.distill.sample import SeedSample
 from dcore_jax.engines.engine import EngineStats, FinishReason, Request, Sample
 
 
-class Line(NamedTuple):
-    """A scripted answer. `length` as finish reason plays an answer that was cut off, or never came to an end."""
+class ScriptedAnswer(NamedTuple):
+    """A scripted answer; with finish reason `length` one that was cut off, with `overlong` one to a prompt that is too long."""
 
     text: str
     finish_reason: FinishReason = "stop"
 
 
-# From a request's id, "<sample id>/<stage>/<subtask>/<attempt>", to what is said.
-Script = Callable[[str], Line | str]
+# From a request's id, "<sample id>/<stage>/<subtask>/<attempt>", to its answer.
+Script = Callable[[str], ScriptedAnswer | str]
 
 
 class ScriptedEngine:
-    """An `Engine` whose answers come from a script, all at once or `batch` at a poll, the newest first if asked to."""
+    """An `Engine` whose answers come from a script.
+
+    Args:
+      batch: most answers that one poll returns; None: all.
+      newest_first: answer the latest requests first.
+    """
 
     def __init__(
         self, tokenizer: Any, script: Script, *, batch: int | None = None, newest_first: bool = False
@@ -31,8 +36,8 @@ class ScriptedEngine:
         self._batch, self._newest_first = batch, newest_first
         self._waiting: deque[Request] = deque()
         self._ids: dict[str, tuple[int, ...]] = {}
-        self.asked: list[str] = []  # ids of requests, as they came
-        self.keep_asked = True
+        self.asked: list[str] = []  # ids of the requests in their order
+        self.keep_asked = True  # False: memory does not grow with the requests
         self._requests = self._generated = 0
 
     @property
@@ -67,16 +72,16 @@ class ScriptedEngine:
         self._waiting.clear()
 
     def _answer(self, request: Request) -> Sample:
-        said = self._script(str(request.id))
-        line = said if isinstance(said, Line) else Line(said)
-        ids = () if line.finish_reason == "overlong" else self._encoded(line.text)
-        if line.finish_reason == "stop":
+        scripted = self._script(str(request.id))
+        answer = scripted if isinstance(scripted, ScriptedAnswer) else ScriptedAnswer(scripted)
+        ids = () if answer.finish_reason == "overlong" else self._encode(answer.text)
+        if answer.finish_reason == "stop":
             ids += (self._tokenizer.eos_token_id,)
         self._requests += 1
         self._generated += len(ids)
-        return Sample(request.id, request.prompt_ids, ids, (0.0,) * len(ids), line.finish_reason, 0)
+        return Sample(request.id, request.prompt_ids, ids, (0.0,) * len(ids), answer.finish_reason, 0)
 
-    def _encoded(self, text: str) -> tuple[int, ...]:
+    def _encode(self, text: str) -> tuple[int, ...]:
         if text not in self._ids:
             if len(self._ids) > 4096:
                 self._ids.clear()
@@ -85,7 +90,7 @@ class ScriptedEngine:
 
 
 def perfect_script(samples: Mapping[str, SeedSample], call_format: CallFormat = "python") -> Script:
-    """A model that knows every reference: subtasks by the tasks' own words where there are any."""
+    """The script of a model that knows every reference, with the subtasks of the sample's task where it has one."""
 
     def script(request_id: str) -> str:
         sample_id, stage, subtask, _ = request_id.rsplit("/", 3)
@@ -111,6 +116,6 @@ def perfect_script(samples: Mapping[str, SeedSample], call_format: CallFormat = 
 
 
 def descriptions(sample: SeedSample) -> tuple[str, ...]:
-    """The words of the sample's task for its subtasks, or the names of the tools to call."""
+    """The subtasks' descriptions from the sample's task, or else from the names of the tools to call."""
     known = getattr(sample.task, "subtasks", ())
     return tuple(known) or tuple(f"use {call.name}" for call in sample.reference)

@@ -1,7 +1,7 @@
-"""Verify (Algorithm 1): the calls of the whole turn must be the reference, exactly.
+"""Verify (D-CORE, Algorithm 1): the calls of the whole turn must equal the reference.
 
-In order for sequential samples, in any order for parallel ones, none for irrelevant ones. The release checks sequential samples
-only and takes the others as they are.
+In order for sequential samples, in any order for parallel ones, none for irrelevant ones. The release verifies sequential
+samples only and accepts the others as they are.
 """
 
 import re
@@ -19,11 +19,11 @@ _CALL_TAGS = ("<tool_call", "<function")
 def verify(
     kind: Kind, calls: Sequence[Call], reference: Sequence[Call], preset: Preset, text: str = ""
 ) -> None:
-    """Raises Rejected with stage `verify` and what is wrong with the first call that is.
+    """Raises Rejected with stage `verify`, naming the first difference, unless the calls equal the reference.
 
     Args:
-      calls: of the turn so far; a turn that is not at its end is given with the reference cut to the same length.
-      text: what the model said, for the rejection.
+      calls: of the turn so far; to verify an unfinished turn, pass the reference cut to the same length.
+      text: the model's text, for the rejection.
     """
     if preset == "release" and kind != "sequential":
         return
@@ -32,27 +32,27 @@ def verify(
 
 
 def verify_no_call(reply: str, tools: Sequence[Mapping[str, Any]], text: str = "") -> None:
-    """Raises Rejected with stage `verify` where a reply calls a tool in whatever notation; to name a tool is no call.
+    """Raises Rejected with stage `verify` where a reply calls a tool in any notation; naming a tool is not a call.
 
     Args:
-      reply: what the model said after its thought.
-      text: all that it said, for the rejection.
+      reply: the model's text after its thought.
+      text: its whole text, for the rejection.
     """
     names = [str(tool["function"]["name"]) for tool in tools]
     if (
         any(tag in reply for tag in _CALL_TAGS)
         or written_calls(reply)
-        or any(_calls(reply, name) for name in names)
+        or any(_mentions_call(reply, name) for name in names)
     ):
         raise Rejected("verify", "a call in another notation where none serves the request", text)
 
 
 def written_calls(turn: str) -> tuple[Call, ...]:
-    """The calls that a turn makes in any of the call formats; none where it makes none."""
+    """The calls that a turn makes in the first of the call formats in which it makes any."""
     return next((calls for name in CALL_FORMATS if (calls := parse_response(turn, name).calls)), ())
 
 
-def _calls(reply: str, name: str) -> bool:
+def _mentions_call(reply: str, name: str) -> bool:
     if name not in reply:
         return False
     known = re.escape(name)

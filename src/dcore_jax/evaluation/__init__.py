@@ -1,4 +1,4 @@
-"""What a trained model can do: toolworld.py solves held-out tasks of the tool world with any engine."""
+"""Evaluation of trained models: held-out tasks of the tool world, solved with any engine (toolworld.py)."""
 
 from dcore_jax.evaluation.toolworld import Attempt, accuracy_table, attempt_held_out, solve, transcript
 

@@ -1,4 +1,4 @@
-"""Tool-world tasks solved by a model that acts: it calls, reads what the tools answer, and calls again.
+"""Evaluation on tool-world tasks: the model calls, reads the tools' answers, and calls again.
 
 A task is solved when the calls of all turns together are exactly the reference calls: in order for sequential tasks, in
 any order for the others, none for irrelevant ones.
@@ -14,24 +14,27 @@ from tqdm import tqdm
 
 from dcore_jax import load_hf
 from dcore_jax.calls import Call, CallFormat, calls_equal, parse_response, render_calls
+from dcore_jax.data.chat_template import render_chat
+from dcore_jax.data.files import Malformed
 from dcore_jax.engines.engine import Request, Sample, SamplingParams
 from dcore_jax.engines.native import NativeEngine
+from dcore_jax.errors import UserError
 from dcore_jax.toolworld import Task, ToolWorld, generate_tasks
 from dcore_jax.toolworld.task import MAX_SUBTASKS
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What a model did with a task."""
+    """A model's turns and calls for a task."""
 
     task: Task
     turns: tuple[str, ...]  # the assistant's, as sampled
     calls: tuple[Call, ...]  # of all turns, in order
-    error: str | None  # why a turn could not be read, or that the turns ran out
+    error: str | None  # why a turn could not be parsed, or that too many turns were made
 
     @property
     def solved(self) -> bool:
-        """Exactly the reference calls and nothing unreadable."""
+        """Whether the calls are exactly the reference calls, and every turn could be parsed."""
         ordered = self.task.kind == "sequential"
         return self.error is None and calls_equal(self.calls, self.task.reference, ordered=ordered)
 
@@ -44,7 +47,7 @@ class _Conversation:
     turns: list[str]
     calls: list[Call]
     error: str | None = None
-    open: bool = True
+    active: bool = True  # the model's turn
 
 
 def solve(
@@ -57,10 +60,16 @@ def solve(
     max_turns: int = 8,
     progress: bool = False,
 ) -> list[Attempt]:
-    """Lets the model act on every task, all tasks side by side; greedy unless `sampling` says otherwise.
+    """Lets the model solve all tasks at the same time, one turn of each after the other.
 
-    `generate` is an engine's: requests in, samples out in the same order.
-    A conversation ends when a turn makes no call, cannot be read, or is the last that is allowed.
+    A conversation ends with a turn that makes no call or cannot be parsed, and after `max_turns`.
+
+    Args:
+      generate: an engine's: requests in, samples out in the same order.
+      sampling: None: greedy, at most 256 tokens a turn.
+
+    Raises:
+      UserError: the chat template fails on a task.
     """
     sampling = sampling or SamplingParams(max_tokens=256, temperature=0.0)
     conversations = []
@@ -70,7 +79,7 @@ def solve(
         conversations.append(_Conversation(task, world, [{"role": "user", "content": task.query}], [], []))
     bar = tqdm(total=len(tasks), desc="solving", unit="task", disable=not progress, leave=False)
     for turn in range(max_turns):
-        waiting = [conversation for conversation in conversations if conversation.open]
+        waiting = [conversation for conversation in conversations if conversation.active]
         if not waiting:
             break
         requests = [
@@ -79,26 +88,32 @@ def solve(
         ]
         for conversation, sample in zip(waiting, generate(requests), strict=True):
             ended = sample.finish_reason == "stop"
-            _act(
+            _take_turn(
                 conversation,
                 tokenizer.decode(sample.content_ids),
                 call_format,
                 ended,
                 last=turn == max_turns - 1,
             )
-            bar.update(not conversation.open)
+            bar.update(not conversation.active)
     bar.close()
     return [Attempt(c.task, tuple(c.turns), tuple(c.calls), c.error) for c in conversations]
 
 
 def _prompt(conversation: _Conversation, tokenizer: Any) -> list[int]:
-    text = tokenizer.apply_chat_template(
-        conversation.messages, tools=list(conversation.task.tools), add_generation_prompt=True, tokenize=False
-    )
+    try:
+        text = render_chat(
+            tokenizer, conversation.messages, conversation.task.tools, add_generation_prompt=True
+        )
+    except Malformed as problem:
+        raise UserError(f"task {conversation.task.id}: {problem}") from None
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _act(conversation: _Conversation, text: str, call_format: CallFormat, ended: bool, *, last: bool) -> None:
+def _take_turn(
+    conversation: _Conversation, text: str, call_format: CallFormat, ended: bool, *, last: bool
+) -> None:
+    """Parses the model's turn, runs its calls and adds both to the conversation, or ends it."""
     conversation.turns.append(text)
     response = parse_response(text, call_format)
     if not ended or response.calls is None:
@@ -109,36 +124,37 @@ def _act(conversation: _Conversation, text: str, call_format: CallFormat, ended:
         if last:
             conversation.error = "too many turns"
         else:
-            # The model's own words, as training data has them: calls in the content, earlier thoughts left to the template.
+            # The history as in training records: calls in the content, without the thought.
             conversation.messages.append(
                 {"role": "assistant", "content": render_calls(response.calls, call_format)}
             )
-            conversation.messages += [{"role": "tool", "content": seen.content} for seen in observed]
-    conversation.open = conversation.error is None and bool(response.calls)
+            conversation.messages += [{"role": "tool", "content": found.content} for found in observed]
+    conversation.active = conversation.error is None and bool(response.calls)
 
 
 def accuracy_table(stages: Mapping[str, Sequence[Attempt]]) -> str:
-    """Solved tasks by kind and number of calls, as text: a column for each model, a row for each group, and totals.
+    """The share of solved tasks by kind and number of calls, as text: one column per model, one row per group, and totals.
 
-    All models must have attempted the same tasks.
+    Args:
+      stages: attempts by the model's name, at the same tasks.
     """
     width = max(10, *(len(name) + 2 for name in stages))
-    some = next(iter(stages.values()))
+    first = next(iter(stages.values()))
     groups: dict[str, Callable[[Attempt], bool]] = {}
-    for kind, calls in sorted({(a.task.kind, len(a.task.reference)) for a in some}):
-        groups[f"{kind:<12}{calls:>6}"] = partial(_is_of, kind, calls)
+    for kind, calls in sorted({(a.task.kind, len(a.task.reference)) for a in first}):
+        groups[f"{kind:<12}{calls:>6}"] = partial(_in_group, kind, calls)
     groups["3 or more calls   "] = lambda attempt: len(attempt.task.reference) >= 3
     groups["all               "] = lambda attempt: True
     lines = [f"{'kind':<12}{'calls':>6}{'tasks':>7}" + "".join(f"{name:>{width}}" for name in stages)]
     for label, belongs in groups.items():
-        number = sum(map(belongs, some))
+        number = sum(map(belongs, first))
         shares = "".join(f"{_share(filter(belongs, attempts)):>{width}.0%}" for attempts in stages.values())
         lines.append(f"{label}{number:>7}{shares}" if number else f"{label}{number:>7}")
     return "\n".join(lines)
 
 
 def transcript(attempt: Attempt) -> str:
-    """A task, what it wants and what the model answered, turn by turn, for reading."""
+    """A task, its reference calls and the model's turns, as text."""
     calls = attempt.task.reference
     wanted = ", ".join(f"{call.name}({dict(call.arguments)})" for call in calls) or "no call"
     lines = [f"asked     {attempt.task.query}", f"wanted    {wanted}"]
@@ -148,7 +164,7 @@ def transcript(attempt: Attempt) -> str:
 def attempt_held_out(
     model: Path, *, tasks: int, subtasks: tuple[int, int] = (1, MAX_SUBTASKS), seed: int = 0
 ) -> list[Attempt]:
-    """Greedy answers of a Hugging Face folder's model to the test split of the tool world, with a progress bar."""
+    """Greedy attempts of a Hugging Face folder's model at the test split of the tool world, with a progress bar."""
     from transformers import AutoTokenizer
 
     decoder, tokenizer = load_hf(model), AutoTokenizer.from_pretrained(model)
@@ -159,7 +175,7 @@ def attempt_held_out(
     return attempts
 
 
-def _is_of(kind: str, calls: int, attempt: Attempt) -> bool:
+def _in_group(kind: str, calls: int, attempt: Attempt) -> bool:
     return attempt.task.kind == kind and len(attempt.task.reference) == calls
 
 

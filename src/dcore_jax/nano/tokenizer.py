@@ -11,6 +11,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from dcore_jax.data.chat_template import render_chat
 from dcore_jax.errors import UserError
 from dcore_jax.toolworld.family import VALUE_LETTERS
 from dcore_jax.toolworld.generate import generate_tasks
@@ -92,7 +93,7 @@ def _corpus() -> Iterator[str]:
                     message["role"] == "assistant"
                 ):  # each turn with its thought, which the template drops from history
                     turns = record["messages"][:end]
-                    text = str(writer.apply_chat_template(turns, tools=record["tools"], tokenize=False))
+                    text = render_chat(writer, turns, record["tools"])
                     for token in (PAD, START, END, *TAGS):
                         text = text.replace(token, "\n\n")
                     yield text

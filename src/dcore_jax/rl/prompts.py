@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dcore_jax.calls import Call, as_calls, parse_response
+from dcore_jax.data.chat_template import render_chat
 from dcore_jax.data.files import Malformed, file_rows, local_file
 from dcore_jax.data.records import Message, Record, Rejections, parse_record
 from dcore_jax.errors import UserError
@@ -97,15 +98,9 @@ def render_prompts(
     kept: list[Question] = []
     for question in questions:
         try:
-            text = tokenizer.apply_chat_template(
-                list(question.messages),
-                tools=list(question.tools) if question.tools else None,
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-        except Exception as error:  # a template is a program of the model's author: it may raise anything
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            rejections.add(f"chat template failed: {first[:100]}", question.origin)
+            text = render_chat(tokenizer, question.messages, question.tools, add_generation_prompt=True)
+        except Malformed as error:
+            rejections.add(str(error), question.origin)
             continue
         texts.append(text)
         kept.append(question)

@@ -88,7 +88,7 @@ def load_data(config: SFTConfig, folder: Path, files: tuple[str, ...], output: P
 
 def store_fingerprint(store: SampleStore) -> dict[str, str]:
     """Tells these samples, in this order, from others."""
-    arrays = (store.tokens, store.offsets, store.loss_bits, store.count_bits)
+    arrays = (store.tokens, store.offsets, store.loss_bits, store.denominator_bits)
     return data_fingerprint(array.data.cast("B") for array in arrays)
 
 

@@ -1,6 +1,6 @@
 """A small world of stateful tools: seeded tasks, sample data, and an environment to act in."""
 
-from dcore_jax.toolworld import families as families  # registers the families that come with the library
+from dcore_jax.toolworld import families as families  # registers the library's own families
 from dcore_jax.toolworld.environment import Environment, Observation, ToolWorld
 from dcore_jax.toolworld.family import Output, Plan, Step, ToolFamily, family_names, get_family, register
 from dcore_jax.toolworld.generate import generate_tasks

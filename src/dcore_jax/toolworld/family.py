@@ -1,8 +1,7 @@
-"""What a family of tools declares, and the register of families.
+"""Tool families: what a family declares, and the registry of families.
 
-A family is data: its tools, the requests that they serve (plans of one to four calls), the requests that
-they do not serve, and how values and states are drawn. A new family is one file in `families/` and one line
-in its `__init__`.
+A family is data: its tools, the requests that they serve (plans of one to four calls), the requests that they do not
+serve, and functions that draw values and states. A new family is one file in `families/` and one line in its `__init__`.
 """
 
 import string
@@ -20,19 +19,19 @@ Draw = Callable[[Random], Any]  # one random value; called again when the value 
 
 @dataclass(frozen=True)
 class Output:
-    """An argument from an earlier output: field `key` of what step `step` of its plan (from 0) gave."""
+    """An argument that is taken from the output of an earlier step of the plan."""
 
-    step: int
-    key: str
+    step: int  # from 0
+    key: str  # field of the output
 
 
 @dataclass(frozen=True)
 class Step:
     """One call of a plan.
 
-    `arguments` maps a parameter to a slot's name or to an Output. `wording` describes the step in words;
-    `{slot}` stands for a slot's value and `{0}` for the number of the plan's first step, so it cannot name
-    a value that only the reference knows.
+    `arguments` maps a parameter to a slot's name or to an Output. `wording` describes the step; `{slot}` stands for a
+    slot's value and `{0}` for the number of the plan's first step, so it cannot contain a value that only the reference
+    knows.
     """
 
     tool: str
@@ -42,11 +41,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """One request and the calls that serve it.
+    """One request and the calls that serve it; without steps a request that no tool of the family serves.
 
-    `requests` word the same request in one to three ways, slots in braces; slots of one type are told apart
-    by a digit (`{folder}`, `{folder2}`). `report` is the closing answer, with `{1[text]}` for an output. A
-    plan without steps is a request that no tool of the family serves.
+    `requests` are one to three wordings of the same request, with slots in braces; slots of one type differ by a digit
+    (`{folder}`, `{folder2}`). `report` is the closing answer, with `{1[text]}` for an output.
     """
 
     requests: tuple[str, ...]
@@ -61,10 +59,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class ToolFamily:
-    """Tools over one kind of state, and the requests made of them.
+    """Tools over one kind of state, and the requests that are made of them.
 
-    `values` draws a value for a slot type; `initial_state(rng, wanted)` builds a JSON state in which the
-    wanted values (by slot type) exist, unless they are free ones such as a text to write.
+    `values` draws a value for a slot type; `initial_state(rng, wanted)` draws a JSON state in which the wanted values (by
+    slot type) exist, unless they are free, such as a text to write.
     """
 
     name: str
@@ -79,15 +77,16 @@ class ToolFamily:
         return next((tool for tool in self.tools if tool.name == name), None)
 
 
-_MOST_MISSES = 10_000  # a draw with no new value left must not hang
+_MAX_MISSES = 10_000  # a draw without any new value left must raise and not loop forever
 
 _FAMILIES: dict[str, ToolFamily] = {}
 
 
 def register(family: ToolFamily) -> ToolFamily:
-    """Make a family known by its name.
+    """Registers a family by its name, and returns it.
 
-    Raises ValueError for a name that is taken and for a family that cannot fill every task size.
+    Raises:
+      ValueError: a name that is taken, or a family that cannot fill every task size.
     """
     if family.name in _FAMILIES:
         raise ValueError(f"tool family {family.name!r} is already registered")
@@ -104,14 +103,14 @@ def family_names() -> tuple[str, ...]:
 
 
 def get_family(name: str) -> ToolFamily:
-    """The family of that name; UserError when there is none."""
+    """The family of that name. Raises UserError when there is none."""
     if name not in _FAMILIES:
         raise UserError(f"tool family {name!r} is unknown; the known ones are {', '.join(_FAMILIES)}")
     return _FAMILIES[name]
 
 
 def pick(rng: Random, items: Sequence[Any]) -> Any:
-    """One item, uniformly. Only `Random.random` is promised to be the same in every Python version."""
+    """One item, uniformly. Of `Random`, only `random()` is guaranteed to be the same in every Python version."""
     return items[int(rng.random() * len(items))]
 
 
@@ -119,7 +118,7 @@ VALUE_LETTERS = "abcdefghijklmnopqrstuvwx"
 
 
 def ids(letters: str) -> Draw:
-    """Values such as `k4`: one of the letters (of VALUE_LETTERS) and a digit; one token of the nano model."""
+    """Draws values such as `k4`: one of the letters (of VALUE_LETTERS) and a digit; one token of the nano model."""
     if not set(letters) <= set(VALUE_LETTERS):
         raise ValueError(f"ids({letters!r}): the nano tokenizer knows values that begin with {VALUE_LETTERS}")
 
@@ -130,7 +129,7 @@ def ids(letters: str) -> Draw:
 
 
 def integers(low: int, high: int) -> Draw:
-    """Whole numbers from low to high, both included."""
+    """Draws whole numbers from low to high, both included."""
 
     def draw(rng: Random) -> int:
         return low + int(rng.random() * (high - low + 1))
@@ -138,15 +137,15 @@ def integers(low: int, high: int) -> Draw:
     return draw
 
 
-def fresh(rng: Random, draw: Draw, count: int, taken: Sequence[JSON] = ()) -> list[Any]:
-    """`count` distinct values that are not among the taken ones. Raises ValueError when they run out."""
+def draw_distinct(rng: Random, draw: Draw, count: int, taken: Sequence[JSON] = ()) -> list[Any]:
+    """`count` distinct values that are not among the taken ones. Raises ValueError when there are too few."""
     values: list[Any] = []
     misses = 0
     while len(values) < count:
         value = draw(rng)
         if value not in taken and value not in values:
             values.append(value)
-        elif (misses := misses + 1) > _MOST_MISSES:
+        elif (misses := misses + 1) > _MAX_MISSES:
             raise ValueError(
                 f"too few values such as {value!r}: {len(taken) + count} distinct ones are needed"
             )

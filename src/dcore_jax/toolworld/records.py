@@ -1,4 +1,4 @@
-"""Tasks as chat records: sample data for SFT, in each call format."""
+"""Tasks as chat records for SFT, in each call format."""
 
 import json
 import os
@@ -6,17 +6,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dcore_jax.atomic import atomic_path
 from dcore_jax.calls import CallFormat, render_calls
 from dcore_jax.toolworld.task import Task
 
 
 def to_record(task: Task, *, call_format: CallFormat = "python", thinking: bool = True) -> dict[str, Any]:
-    """`{"messages", "tools", "category", "id"}`: the task solved by its reference.
+    """A chat record `{"messages", "tools", "category", "id"}` of the task solved by its reference.
 
-    Sequential tasks call one tool a turn, the others all in one turn; `role: tool` messages hold the
-    responses, one each, and a last assistant turn reports. With `thinking` every assistant turn opens with
-    `<think>\\n...\\n</think>\\n\\n`. In `python` and `tags` the calls stand in the content, in `qwen` in
-    OpenAI `tool_calls`.
+    Sequential tasks call one tool per turn, the others all tools in one turn; `role: tool` messages hold one response
+    each, and a last assistant turn reports.
+
+    Args:
+      call_format: `python` and `tags` put calls into the content, `qwen` into OpenAI `tool_calls`.
+      thinking: begin every assistant turn with `<think>\\n...\\n</think>\\n\\n`.
     """
     messages: list[dict[str, Any]] = [{"role": "user", "content": task.query}]
     for turn in _turns(task):
@@ -38,31 +41,26 @@ def write_jsonl(
     call_format: CallFormat = "python",
     thinking: bool = True,
 ) -> int:
-    """Write one record a task, one a line, and give their number. The file appears whole or not at all."""
+    """Writes one record per task and line; returns their number. The file is written as a whole or not at all."""
     return write_records(
         path, (to_record(task, call_format=call_format, thinking=thinking) for task in tasks)
     )
 
 
 def write_records(path: str | os.PathLike[str], records: Iterable[dict[str, Any]]) -> int:
-    """Write one record a line and give their number. The file appears whole or not at all."""
+    """Writes one record per line; returns their number. The file is written as a whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     count = 0
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            for record in records:
-                file.write(json.dumps(record) + "\n")
-                count += 1
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_path(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record) + "\n")
+            count += 1
     return count
 
 
 def _turns(task: Task) -> list[range]:
-    """The calls of each calling turn, as positions in the reference."""
+    """The indices in the reference of each calling turn's calls."""
     if task.kind == "sequential":
         return [range(i, i + 1) for i in range(len(task.reference))]
     return [range(len(task.reference))] if task.reference else []
@@ -85,5 +83,5 @@ def _calling_message(task: Task, turn: range, thought: str, call_format: CallFor
 
 
 def think(thought: str) -> str:
-    """The thought between its tags, as the rewards' format rule wants it before an answer."""
+    """The thought between its tags, as the format reward expects it before an answer."""
     return f"<think>\n{thought}\n</think>\n\n"

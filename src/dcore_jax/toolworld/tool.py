@@ -1,4 +1,4 @@
-"""A tool: a JSON schema that the model sees, and a plain Python function over a JSON state."""
+"""Tools: a JSON schema for the model, and a Python function over a JSON state."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from dcore_jax.calls import JSON
 
-# JSON schema's type names; bool is a Python int, so it is taken out by hand below.
+# By JSON schema's type names. In Python a bool is an int: `_checked_value` treats it apart.
 _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
@@ -19,7 +19,7 @@ _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
 
 
 class ToolError(Exception):
-    """What a tool says to the model when it cannot do what was asked."""
+    """A tool's error message to the model."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Tool:
     """One tool of a family.
 
     `parameters` is the JSON schema of the arguments (an object with `properties` and `required`).
-    `function(state, **arguments)` may change the state in place and returns JSON; it raises ToolError when
-    the arguments are well-formed but the state has no such thing.
+    `function(state, **arguments)` may change the state in place and returns JSON; it raises ToolError for well-formed
+    arguments that do not fit the state.
     """
 
     name: str
@@ -60,13 +60,13 @@ def object_schema(**properties: str) -> dict[str, Any]:
 def run_tool(tool: Tool, state: JSON, arguments: Mapping[str, JSON]) -> JSON:
     """The tool's output for these arguments; the state changes in place.
 
-    Raises ToolError when an argument is missing, unknown or of another type than the schema says, or when
-    the tool itself does.
+    Raises:
+      ToolError: an argument that is missing, unknown or not of the schema's type; what the tool itself raises.
     """
-    return tool.function(state, **_checked(tool, arguments))
+    return tool.function(state, **_checked_arguments(tool, arguments))
 
 
-def _checked(tool: Tool, arguments: Mapping[str, JSON]) -> dict[str, JSON]:
+def _checked_arguments(tool: Tool, arguments: Mapping[str, JSON]) -> dict[str, JSON]:
     properties = tool.parameters.get("properties", {})
     for name in arguments:
         if name not in properties:
@@ -75,12 +75,12 @@ def _checked(tool: Tool, arguments: Mapping[str, JSON]) -> dict[str, JSON]:
         if name not in arguments:
             raise ToolError(f"{tool.name} needs {name}")
     return {
-        name: _as_type(tool.name, name, value, properties[name].get("type"))
+        name: _checked_value(tool.name, name, value, properties[name].get("type"))
         for name, value in arguments.items()
     }
 
 
-def _as_type(tool: str, name: str, value: JSON, kind: str | None) -> JSON:
+def _checked_value(tool: str, name: str, value: JSON, kind: str | None) -> JSON:
     if kind is None:
         return value
     if kind == "integer" and isinstance(value, float) and value.is_integer():

@@ -1,12 +1,12 @@
-"""Seeds: tool-use data sets, each in its own format, read to the one type that distillation starts from.
+"""Seeds: readers of tool-use data sets, each in its own format, to `SeedSample`s.
 
 A source is `name:path` (`toolace:data.json`, `xlam:hf://datasets/<owner>/<name>/<file>`), or `toolworld:200`.
 Formats, rules and licences: docs/seeds.md. In every sample
 
-- `history` is what was said before the query; a report's also holds the query itself, its calls and their
+- `history` holds the messages before the query; a report's also holds the query itself, its calls and their
   responses, so that the report is the next message;
-- `responses` has one entry a reference call, or none at all where the source records none; the calls of a
-  conversation that ends with them, after others that were answered, have empty ones.
+- `responses` has one entry per reference call, or none at all where the source records none. Unanswered calls at
+  the end of a conversation, after others that were answered, have empty ones.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,11 +17,11 @@ from dcore_jax.data.files import Malformed, file_rows, local_file
 from dcore_jax.data.records import Rejections
 from dcore_jax.distill.sample import SeedSample
 from dcore_jax.distill.seeds import apigen_mt, hammer, jsonl, rlla, toolace, toolworld, xlam
-from dcore_jax.distill.seeds.conversation import Conversation, checked, samples_of, with_id
+from dcore_jax.distill.seeds.conversation import Conversation, samples_of, validated, with_id
 from dcore_jax.errors import UserError
 from dcore_jax.toolworld import TOOLWORLD
 
-__all__ = ["COPY", "SOURCES", "checked", "parse_seed", "read_seeds", "seeds_by_spec", "with_id"]
+__all__ = ["COPY", "SOURCES", "parse_seed", "read_seeds", "seeds_by_spec", "validated", "with_id"]
 
 _READERS: dict[str, Callable[[dict[str, Any], str], Conversation | SeedSample]] = {
     "toolace": toolace.conversation,
@@ -36,21 +36,25 @@ COPY = "a copy of an earlier sample"
 
 
 def read_seeds(specs: Iterable[str], *, strict: bool = False) -> tuple[list[SeedSample], Rejections]:
-    """The samples of all sources in their order, each content once, and what was left out, by reason.
+    """The samples of all sources in their order, without copies, and what was left out, by reason.
 
-    A record makes as many samples as it has turns, so both counts are of turns, except for records that
-    cannot be read as a whole.
+    A record makes as many samples as it has turns, so both counts are of turns, except for records that cannot be
+    read as a whole.
+
+    Args:
+      specs: sources as `name:path`, or `toolworld:<number>`.
+      strict: raise at the first rejection; copies are no rejections.
 
     Raises:
       UserError: a source or an option that does not exist, a file that cannot be read; with `strict`, the first
-        thing left out, copies excepted.
+        rejection.
     """
     by_spec, rejections = seeds_by_spec(specs, strict=strict)
     return [sample for samples in by_spec for sample in samples], rejections
 
 
 def seeds_by_spec(specs: Iterable[str], *, strict: bool = False) -> tuple[list[list[SeedSample]], Rejections]:
-    """`read_seeds`, the samples of each source apart."""
+    """`read_seeds`, with one list of samples per source."""
     rejections = Rejections(strict=strict)
     by_spec: list[list[SeedSample]] = []
     ids: set[str] = set()
@@ -58,7 +62,7 @@ def seeds_by_spec(specs: Iterable[str], *, strict: bool = False) -> tuple[list[l
     for spec in specs:
         samples: list[SeedSample] = []
         by_spec.append(samples)
-        for origin, found in _found(spec):
+        for origin, found in _read_source(spec):
             if isinstance(found, Malformed):
                 rejections.add(str(found), origin)
             elif found.id in ids:
@@ -72,7 +76,7 @@ def seeds_by_spec(specs: Iterable[str], *, strict: bool = False) -> tuple[list[l
 
 
 def parse_seed(source: str, row: Any, origin: str) -> Iterator[SeedSample | Malformed]:
-    """The samples of one record of a source's format; a `Malformed` with the reason for each turn left out."""
+    """Yields the samples of one record in a source's format, and a `Malformed` with the reason for each rejected turn."""
     try:
         if isinstance(row, Malformed):
             raise row
@@ -89,7 +93,8 @@ def parse_seed(source: str, row: Any, origin: str) -> Iterator[SeedSample | Malf
         yield Malformed("nested too deep")
 
 
-def _found(spec: str) -> Iterator[tuple[str, SeedSample | Malformed]]:
+def _read_source(spec: str) -> Iterator[tuple[str, SeedSample | Malformed]]:
+    """Yields the origin of each sample or rejection with it."""
     source, colon, path = spec.partition(":")
     if source not in SOURCES or not colon or not path:
         raise UserError(

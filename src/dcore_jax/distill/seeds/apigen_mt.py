@@ -7,13 +7,13 @@ and a `function_call` holds one call as JSON text.
 from typing import Any
 
 from dcore_jax.data.files import Malformed
-from dcore_jax.distill.seeds.conversation import Conversation, Said, exchanges_of
+from dcore_jax.distill.seeds.conversation import Conversation, ParsedMessage, exchanges_of
 from dcore_jax.distill.seeds.schemas import openai_tools
 from dcore_jax.distill.seeds.xlam import calls_of
 
 
 def conversation(row: dict[str, Any], origin: str) -> Conversation:
-    """An APIGen-MT record. Raises `Malformed` with the reason."""
+    """The conversation of an APIGen-MT record. Raises `Malformed` with the reason."""
     system, turns = row.get("system") or "", row.get("conversations")
     if not isinstance(system, str) or not isinstance(turns, list):
         raise Malformed("an APIGen-MT record needs system (text), tools and conversations (a list)")
@@ -22,21 +22,21 @@ def conversation(row: dict[str, Any], origin: str) -> Conversation:
         origin=origin,
         policy=system.strip(),
         tools=openai_tools(row.get("tools")),
-        exchanges=exchanges_of(map(_said, turns)),
+        exchanges=exchanges_of(map(_parse_message, turns)),
     )
 
 
-def _said(turn: Any) -> Said:
+def _parse_message(turn: Any) -> ParsedMessage:
     if not isinstance(turn, dict) or not isinstance(value := turn.get("value"), str):
         raise Malformed("a message without text")
-    speaker = turn.get("from")
-    if speaker == "human":
-        return Said("user", value)
-    if speaker == "gpt":
-        return Said("assistant", value)
-    if speaker == "observation":
-        return Said("tool", value)
-    if speaker == "function_call":
+    role = turn.get("from")
+    if role == "human":
+        return ParsedMessage("user", value)
+    if role == "gpt":
+        return ParsedMessage("assistant", value)
+    if role == "observation":
+        return ParsedMessage("tool", value)
+    if role == "function_call":
         listed = value if value.lstrip().startswith("[") else f"[{value}]"
-        return Said("assistant", "", calls_of(listed, "function_call"))
-    raise Malformed(f"unknown speaker {str(speaker)[:40]!r}")
+        return ParsedMessage("assistant", "", calls_of(listed, "function_call"))
+    raise Malformed(f"unknown speaker {str(role)[:40]!r}")

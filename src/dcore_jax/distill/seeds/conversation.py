@@ -1,8 +1,8 @@
-"""A conversation in any data set's words, and the seed samples that its turns make.
+"""From conversations to seed samples, the same for every data set.
 
-Readers turn a record into messages (`Said`); this file groups them into exchanges (a user message and all that
-the assistant does until the next one) and makes of each exchange at most two samples: its calls, and the report
-that closes them.
+Readers parse a record into messages (`ParsedMessage`). This module groups them into exchanges (a user message and all
+that the assistant does until the next one) and makes at most two samples of each exchange: its calls, and the report
+at its end.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from dcore_jax.calls import Call, calls_equal, parse_calls, render_calls
-from dcore_jax.data.files import Malformed
+from dcore_jax.data.files import Malformed, decode_json
 from dcore_jax.distill.kinds import detect_kind
 from dcore_jax.distill.sample import Kind, SeedSample
 from dcore_jax.distill.seeds.schemas import check_calls
@@ -22,8 +22,8 @@ Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Said:
-    """One message as a reader found it; `text` of a tool is what it answered, to one call or to several."""
+class ParsedMessage:
+    """A message as a reader parsed it; the text of a tool message answers one call or several."""
 
     role: Literal["user", "assistant", "tool"]
     text: str
@@ -32,16 +32,16 @@ class Said:
 
 @dataclass(frozen=True)
 class Step:
-    """One assistant message with what the tools answered to it, in the order of the file."""
+    """One assistant message with the tools' answers to it, in the order of the file."""
 
-    words: str
+    text: str
     calls: tuple[Call, ...]
     answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A user message and the assistant's steps up to the next one; no steps where nobody answered."""
+    """A user message and the assistant's steps up to the next one; no steps where it was not answered."""
 
     query: str
     steps: tuple[Step, ...] = ()
@@ -49,27 +49,29 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A record of a data set.
-
-    `last_only`: only the last assistant turn makes a sample; the earlier ones are other records' turns.
-    `kind`: what the record itself says that its last exchange is; None to find out (kinds.py).
-    """
+    """A record of a data set as a conversation."""
 
     source: str
     origin: str
     policy: str
     tools: tuple[dict[str, Any], ...]
     exchanges: tuple[Exchange, ...]
-    last_only: bool = False
-    kind: Kind | None = None
-    task: Any = field(default=None, compare=False)
+    last_only: bool = (
+        False  # only the last assistant turn makes a sample; the earlier ones are turns of other records
+    )
+    kind: Kind | None = None  # of the last exchange, where the record states it; None: detected (kinds.py)
+    task: Any = field(default=None, compare=False)  # that `execute` acts in
 
 
-def exchanges_of(messages: Iterable[Said]) -> tuple[Exchange, ...]:
-    """Group messages by the user's turns. Raises `Malformed` for what has no place in a conversation."""
+def exchanges_of(messages: Iterable[ParsedMessage]) -> tuple[Exchange, ...]:
+    """Groups messages by user turns.
+
+    Raises:
+      Malformed: a message that is out of place, or calls that cannot be written.
+    """
     found: list[Exchange] = []
     for message in messages:
-        carried(message.calls)
+        check_round_trip(message.calls)
         if message.role == "user":
             found.append(Exchange(message.text))
             continue
@@ -87,7 +89,7 @@ def exchanges_of(messages: Iterable[Said]) -> tuple[Exchange, ...]:
 
 
 def samples_of(conversation: Conversation) -> Iterator[SeedSample | Malformed]:
-    """The samples of a conversation in its order; a `Malformed` for each turn that makes none."""
+    """Yields the samples of a conversation in order, and a `Malformed` for each turn that makes none."""
     history: list[Message] = []
     last = len(conversation.exchanges) - 1
     for number, exchange in enumerate(conversation.exchanges):
@@ -97,7 +99,7 @@ def samples_of(conversation: Conversation) -> Iterator[SeedSample | Malformed]:
 
 
 def with_id(sample: SeedSample) -> SeedSample:
-    """The sample with the hash of its content as `id`: source, origin and task aside, so copies have equal ids."""
+    """The sample with a hash of its content as `id`; source, origin and task are not hashed, so copies have equal ids."""
     content = [
         sample.kind,
         sample.policy,
@@ -112,15 +114,18 @@ def with_id(sample: SeedSample) -> SeedSample:
     return replace(sample, id=digest.hexdigest()[:32])
 
 
-def checked(sample: SeedSample) -> SeedSample:
-    """The sample with its id. Raises `Malformed` unless its reference can be learned from.
+def validated(sample: SeedSample) -> SeedSample:
+    """The sample with its id, if it is fit for training.
 
-    Its calls must fit the tools and survive being written and read; its responses must be one a call, or none.
+    Its calls must fit the tools and pass `check_round_trip`; its responses must be one per call, or none.
+
+    Raises:
+      Malformed: with the reason why it is not.
     """
     if not sample.query.strip():
         raise Malformed("an empty request")
     check_calls(sample.reference, sample.tools)
-    carried(sample.reference)
+    check_round_trip(sample.reference)
     if len(sample.responses) not in (0, len(sample.reference)):
         raise Malformed("another number of responses than of reference calls")
     try:
@@ -129,35 +134,38 @@ def checked(sample: SeedSample) -> SeedSample:
         raise Malformed("text with a lone surrogate") from None
 
 
-def carried(calls: Sequence[Call]) -> None:
-    """Raise `Malformed` unless the calls survive being written and read; what one format carries, all carry."""
+def check_round_trip(calls: Sequence[Call]) -> None:
+    """Raises `Malformed` unless writing and parsing the calls gives equal calls.
+
+    Tested in one call format: a value that one can hold, all can.
+    """
     if not calls:
         return
     try:
-        again = parse_calls(render_calls(calls, "python"), "python")
+        parsed = parse_calls(render_calls(calls, "python"), "python")
     except UserError:
         raise Malformed("calls that no call format can carry") from None
-    if not calls_equal(again, calls):
+    if not calls_equal(parsed, calls):
         raise Malformed("calls that change when they are written and read")
 
 
 def _samples_of_exchange(
     conversation: Conversation, exchange: Exchange, history: Sequence[Message], last: bool
 ) -> Iterator[SeedSample | Malformed]:
-    calling, closing, problem = _split(exchange)
+    calling, closing, problem = _split_exchange(exchange)
     if problem:
         yield Malformed(problem)
         return
-    # A record says of which kind its calls are, or its words where it has no calls.
+    # A stated kind is that of the calls, or of the text where there are no calls; with both it would be ambiguous.
     kind = conversation.kind if last and not (calling and closing) else None
     if calling and not (closing and conversation.last_only):
-        yield _made(conversation, exchange, history, kind, calling, None)
+        yield _make_sample(conversation, exchange, history, kind, calling, None)
     if closing:
-        yield _made(conversation, exchange, history, kind, calling, closing)
+        yield _make_sample(conversation, exchange, history, kind, calling, closing)
 
 
-def _split(exchange: Exchange) -> tuple[tuple[Step, ...], Step | None, str]:
-    """`(steps that call, closing words, reason to leave it out)`."""
+def _split_exchange(exchange: Exchange) -> tuple[tuple[Step, ...], Step | None, str]:
+    """`(steps that call, closing text, reason to leave the exchange out)`."""
     steps = exchange.steps
     if not steps:
         return (), None, "a request without an answer"
@@ -170,7 +178,7 @@ def _split(exchange: Exchange) -> tuple[tuple[Step, ...], Step | None, str]:
     return calling, closing, ""
 
 
-def _made(
+def _make_sample(
     conversation: Conversation,
     exchange: Exchange,
     history: Sequence[Message],
@@ -178,19 +186,19 @@ def _made(
     calling: Sequence[Step],
     closing: Step | None,
 ) -> SeedSample | Malformed:
-    """The sample of an exchange's calls, or with `closing` of its closing words."""
+    """The sample of an exchange's calls or, with `closing`, of its closing text."""
     try:
         detected = detect_kind(
             [] if closing else [len(step.calls) for step in calling],
-            closing.words if closing else "",
+            closing.text if closing else "",
             tools_offered=bool(conversation.tools),
             answered=bool(calling),
             stated=kind,
         )
         reference = () if closing else tuple(call for step in calling for call in step.calls)
-        words = closing.words if closing else "\n".join(filter(None, (step.words for step in calling)))
+        text = closing.text if closing else "\n".join(filter(None, (step.text for step in calling)))
         report = detected == "report"
-        return checked(
+        return validated(
             SeedSample(
                 id="",
                 source=conversation.source,
@@ -204,7 +212,7 @@ def _made(
                 query=exchange.query,
                 reference=reference,
                 responses=() if closing else _responses(calling),
-                answer=words,
+                answer=text,
                 task=conversation.task,
             )
         )
@@ -213,7 +221,7 @@ def _made(
 
 
 def _responses(calling: Sequence[Step]) -> tuple[str, ...]:
-    """One response a call; an empty one for each call of a last message that the record leaves unanswered."""
+    """One response per call, or none; empty ones for the calls of a last message that was not answered."""
     if not any(step.answers for step in calling):
         if len(calling) > 1:
             raise Malformed("a chain of calls whose responses were not recorded")
@@ -227,10 +235,10 @@ def _responses(calling: Sequence[Step]) -> tuple[str, ...]:
 
 
 def match_answers(calls: Sequence[Call], answers: Sequence[str]) -> tuple[str, ...] | None:
-    """One answer a call, `()` where there are none, None where it cannot be told which is whose.
+    """One answer per call; `()` without answers, None where they cannot be assigned to calls.
 
-    Either each call has its own, or one answer holds a JSON list with an item a call. Items that name their
-    tools (`{"name": ..., "results": ...}`) go by name where the names are distinct, and by their order else.
+    Either each call has its own answer, or one answer is a JSON list with one item per call. Items that name their
+    tools (`{"name": ..., "results": ...}`) are assigned by name where names are distinct, otherwise by order.
     """
     if not answers:
         return ()
@@ -241,17 +249,18 @@ def match_answers(calls: Sequence[Call], answers: Sequence[str]) -> tuple[str, .
         if len(items) != len(calls):
             return None
         names = [item.get("name") for item in items]
-        wanted = [call.name for call in calls]
-        if len(set(wanted)) == len(wanted) and sorted(map(str, names)) == sorted(wanted):
-            items = [items[names.index(name)] for name in wanted]
+        called = [call.name for call in calls]
+        if len(set(called)) == len(called) and sorted(map(str, names)) == sorted(called):
+            items = [items[names.index(name)] for name in called]
         return tuple(json.dumps(item, ensure_ascii=False) for item in items)
     return tuple(answers) if len(answers) == len(calls) else None
 
 
 def _items(answer: str) -> list[dict[str, Any]]:
+    """The objects of an answer that is a JSON list of objects; none of another answer."""
     try:
-        value = json.loads(answer)
-    except (ValueError, RecursionError):
+        value = decode_json(answer, "not JSON")
+    except Malformed:
         return []
     return value if isinstance(value, list) and all(isinstance(item, dict) for item in value) else []
 
@@ -260,7 +269,7 @@ def _messages(exchange: Exchange) -> list[Message]:
     """The exchange as OpenAI-style messages."""
     messages: list[Message] = [{"role": "user", "content": exchange.query}]
     for step in exchange.steps:
-        message: Message = {"role": "assistant", "content": step.words}
+        message: Message = {"role": "assistant", "content": step.text}
         if step.calls:
             message["tool_calls"] = [
                 {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}

@@ -1,7 +1,7 @@
-"""Hammer's irrelevance data (MadeAgents/xlam-irrelevance-7.5k, arXiv 2410.04587): xLAM's form, `answers` empty.
+"""Hammer's irrelevance data (MadeAgents/xlam-irrelevance-7.5k, arXiv 2410.04587): xLAM's format with empty `answers`.
 
-The tool that the query needs was taken out, so every record is irrelevant; no refusal is recorded. Hammer's masked
-records, with random names in place of the tools' own, have the same form, and answers.
+The tool that the query needs was removed, so every record is irrelevant; no refusal is recorded. Hammer's masked
+records, in which tools have random names, have the same format, with answers.
 """
 
 from typing import Any
@@ -11,5 +11,5 @@ from dcore_jax.distill.seeds.conversation import Conversation
 
 
 def conversation(row: dict[str, Any], origin: str) -> Conversation:
-    """A Hammer record. Raises `Malformed` with the reason."""
+    """The conversation of a Hammer record. Raises `Malformed` with the reason."""
     return xlam.conversation(row, origin, source="hammer")

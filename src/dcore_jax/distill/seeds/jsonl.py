@@ -1,9 +1,9 @@
-"""Our own plain JSONL, in two forms that one file may mix.
+"""This library's own JSONL, in two forms that one file may mix.
 
-- A seed a line: `query`, `tools`, `reference` (calls), and optionally `policy`, `history` (OpenAI-style messages; a
-  system message at its start is the policy), `responses` (one a call), `kind`, `answer`, and `task` to execute in.
-- A conversation a line: `messages` and `tools` as `dcore_jax.data` reads them, optionally `kind` for its last turn.
-  Calls stand in `tool_calls` or in the content, in any of the three call formats; thinking is left out.
+- A seed per line: `query`, `tools`, `reference` (calls), and optionally `policy`, `history` (OpenAI-style messages; a
+  system message at its start is the policy), `responses` (one per call), `kind`, `answer`, and `task` to execute in.
+- A conversation per line: `messages` and `tools` as `dcore_jax.data` reads them, optionally `kind` for its last turn.
+  Calls are in `tool_calls` or in the content, in any of the three call formats; thoughts are dropped.
 """
 
 from typing import Any
@@ -14,7 +14,13 @@ from dcore_jax.data.records import parse_record
 from dcore_jax.distill.adapters import BFCLTask, TauTask
 from dcore_jax.distill.kinds import detect_kind
 from dcore_jax.distill.sample import KINDS, Kind, SeedSample
-from dcore_jax.distill.seeds.conversation import Conversation, Said, carried, checked, exchanges_of
+from dcore_jax.distill.seeds.conversation import (
+    Conversation,
+    ParsedMessage,
+    check_round_trip,
+    exchanges_of,
+    validated,
+)
 from dcore_jax.distill.seeds.schemas import openai_tools
 from dcore_jax.distill.seeds.xlam import calls_of
 
@@ -22,7 +28,7 @@ _RESPONSE = "<tool_response>"
 
 
 def read(row: dict[str, Any], origin: str) -> Conversation | SeedSample:
-    """A line of either form. Raises `Malformed` with the reason."""
+    """The conversation or the seed of a line. Raises `Malformed` with the reason."""
     if "messages" in row:
         return _conversation(row, origin)
     if "query" in row and "reference" in row:
@@ -43,40 +49,42 @@ def _conversation(row: dict[str, Any], origin: str) -> Conversation:
         origin=origin,
         policy=policy.strip(),
         tools=openai_tools(record.tools or ()),
-        exchanges=exchanges_of(map(_said, messages)),
+        exchanges=exchanges_of(map(_parse_message, messages)),
         last_only=record.loss_turns == "last",
         kind=_kind(row),
     )
 
 
-def _said(message: dict[str, Any]) -> Said:
+def _parse_message(message: dict[str, Any]) -> ParsedMessage:
     role, content = message["role"], message["content"]
     if role == "user" and content.lstrip().startswith(_RESPONSE):
-        return Said("tool", content.strip().removeprefix(_RESPONSE).removesuffix("</tool_response>").strip())
+        return ParsedMessage(
+            "tool", content.strip().removeprefix(_RESPONSE).removesuffix("</tool_response>").strip()
+        )
     if role == "tool":
-        return Said("tool", content)
+        return ParsedMessage("tool", content)
     if role == "user":
-        return Said("user", content)
+        return ParsedMessage("user", content)
     if role == "system":
         raise Malformed("a system message after the first message")
     if "tool_calls" in message:
         calls = tuple(Call(**call["function"]) for call in message["tool_calls"])
-        return Said("assistant", parse_response(content, "python").reply, calls)
-    return _read_content(content)
+        return ParsedMessage("assistant", parse_response(content, "python").reply, calls)
+    return _parse_content(content)
 
 
-def _read_content(content: str) -> Said:
-    """Both tagged formats are tried: they differ in the name of the arguments' key."""
+def _parse_content(content: str) -> ParsedMessage:
+    """An assistant message whose calls are in its content. Both tagged formats are tried: their argument keys differ."""
     formats = ("qwen", "tags") if "<tool_call>" in content else ("tags", "python")
     parsed = [parse_response(content, name) for name in formats]
     if "<tool_call>" in content:
         readable = next((found for found in parsed if found.calls), None)
         if readable is None:
             raise Malformed(f"an assistant turn that cannot be read: {parsed[0].error}")
-        return Said("assistant", readable.reply, readable.calls or ())
+        return ParsedMessage("assistant", readable.reply, readable.calls or ())
     if parsed[1].calls is None:
         raise Malformed(f"an assistant turn that cannot be read: {parsed[1].error}")
-    return Said("assistant", "" if parsed[1].calls else parsed[0].reply, parsed[1].calls)
+    return ParsedMessage("assistant", "" if parsed[1].calls else parsed[0].reply, parsed[1].calls)
 
 
 def _sample(row: dict[str, Any], origin: str) -> SeedSample:
@@ -88,12 +96,12 @@ def _sample(row: dict[str, Any], origin: str) -> SeedSample:
         raise Malformed("responses must be a list of texts")
     if not isinstance(answer, str):
         raise Malformed("answer must be text")
-    policy, history = _before(row, origin)
+    policy, history = _policy_and_history(row, origin)
     answered = bool(history) and history[-1]["role"] == "tool"
     kind = detect_kind(
         [len(calls)] if calls else [], answer, tools_offered=bool(tools), answered=answered, stated=kind
     )
-    return checked(
+    return validated(
         SeedSample(
             id="",
             source="jsonl",
@@ -111,8 +119,8 @@ def _sample(row: dict[str, Any], origin: str) -> SeedSample:
     )
 
 
-def _before(row: dict[str, Any], origin: str) -> tuple[str, tuple[dict[str, Any], ...]]:
-    """`(policy, history)`: what was said before the query."""
+def _policy_and_history(row: dict[str, Any], origin: str) -> tuple[str, tuple[dict[str, Any], ...]]:
+    """`(policy, history)` of a seed: everything before the query."""
     policy, history = (row.get("policy") or "").strip(), row.get("history") or []
     if not isinstance(history, list):
         raise Malformed("history must be a list of messages")
@@ -127,12 +135,12 @@ def _before(row: dict[str, Any], origin: str) -> tuple[str, tuple[dict[str, Any]
     if any(message["role"] == "system" for message in messages):
         raise Malformed("a system message after the first message")
     for message in messages:
-        carried([Call(**call["function"]) for call in message.get("tool_calls", ())])
+        check_round_trip([Call(**call["function"]) for call in message.get("tool_calls", ())])
     return policy, messages
 
 
 def _task(value: Any) -> BFCLTask | TauTask | None:
-    """`{"bfcl": {"involved_classes", "initial_config"}}` or `{"tau": {"domain"}}` as what `execute` acts in."""
+    """The task that `execute` acts in, from `{"bfcl": {"involved_classes", "initial_config"}}` or `{"tau": {"domain"}}`."""
     if value is None:
         return None
     match value:

@@ -1,4 +1,4 @@
-"""ToolRL's rlla mix (arXiv 2504.13958), SFT records and RL prompts alike.
+"""ToolRL's rlla mix (arXiv 2504.13958), both SFT records and RL prompts.
 
 SFT: `{"instruction", "input", "output"}`. RL: `{"prompt": [system, user], "reward_model": {"ground_truth"}}`. Both
 hold the same three texts: the tools as numbered text under "Available Tools", the dialogue so far between `<user>`,
@@ -6,13 +6,12 @@ hold the same three texts: the tools as numbered text under "Available Tools", t
 the earlier ones are other records' turns.
 """
 
-import json
 import re
 from typing import Any
 
 from dcore_jax.calls import parse_response
-from dcore_jax.data.files import Malformed
-from dcore_jax.distill.seeds.conversation import Conversation, Said, exchanges_of
+from dcore_jax.data.files import Malformed, decode_json
+from dcore_jax.distill.seeds.conversation import Conversation, ParsedMessage, exchanges_of
 from dcore_jax.distill.seeds.schemas import openai_tools, relax_required
 
 _TOOLS = re.compile(r"\*\*Available Tools\*\*(.*?)(?=\n\*\*Steps for Each Turn\*\*|\Z)", re.DOTALL)
@@ -23,7 +22,7 @@ _BLOCK = re.compile(r"<(user|obs)>(.*?)</\1>", re.DOTALL)
 
 
 def conversation(row: dict[str, Any], origin: str) -> Conversation:
-    """An rlla record of either form. Raises `Malformed` with the reason."""
+    """The conversation of an rlla record of either form. Raises `Malformed` with the reason."""
     instruction, dialogue, turn = _texts(row)
     policy, tools = split_instruction(instruction)
     messages = [*dialogue_messages(dialogue), _assistant(turn)]
@@ -39,7 +38,11 @@ def conversation(row: dict[str, Any], origin: str) -> Conversation:
 
 
 def split_instruction(instruction: str) -> tuple[str, tuple[dict[str, Any], ...]]:
-    """`(policy, tools)`: the text before the list of tools, and the tools; what follows is about the format."""
+    """`(policy, tools)`: the text before the list of tools, and the tools. The text after them is about the format.
+
+    Raises:
+      Malformed: a tool that cannot be read.
+    """
     section = _TOOLS.search(instruction)
     if section is None:
         return instruction.strip(), ()
@@ -48,34 +51,31 @@ def split_instruction(instruction: str) -> tuple[str, tuple[dict[str, Any], ...]
         fields = _FIELDS.fullmatch(text)
         if fields is None:
             raise Malformed("a tool without name, description and parameters")
-        try:
-            parameters = json.loads(fields[3])
-        except (ValueError, RecursionError):
-            raise Malformed("a tool whose parameters are not JSON") from None
+        parameters = decode_json(fields[3], "a tool whose parameters are not JSON")
         tools.append({"name": fields[1].strip(), "description": fields[2].strip(), "parameters": parameters})
     return instruction[: section.start()].strip(), openai_tools(tools)
 
 
-def dialogue_messages(dialogue: str) -> list[Said]:
-    """The messages of a dialogue: tagged users and observations, and between them the assistant's turns."""
+def dialogue_messages(dialogue: str) -> list[ParsedMessage]:
+    """The messages of a dialogue: users and observations between tags, and the assistant's turns between those."""
     text = dialogue.strip().removeprefix(_HEADING)
-    messages: list[Said] = []
+    messages: list[ParsedMessage] = []
     at = 0
     for block in _BLOCK.finditer(text):
         if between := text[at : block.start()].strip():
             messages.append(_assistant(between))
-        messages.append(Said("user" if block[1] == "user" else "tool", block[2].strip()))
+        messages.append(ParsedMessage("user" if block[1] == "user" else "tool", block[2].strip()))
         at = block.end()
     if between := text[at:].strip():
         messages.append(_assistant(between))
     return messages
 
 
-def _assistant(text: str) -> Said:
+def _assistant(text: str) -> ParsedMessage:
     parsed = parse_response(text, "tags")
     if parsed.calls is None:
         raise Malformed(f"an assistant turn that cannot be read: {parsed.error}")
-    return Said("assistant", parsed.reply, parsed.calls)
+    return ParsedMessage("assistant", parsed.reply, parsed.calls)
 
 
 def _texts(row: dict[str, Any]) -> tuple[str, str, str]:

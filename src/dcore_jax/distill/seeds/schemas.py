@@ -1,9 +1,9 @@
-"""Tool descriptions of every dialect as OpenAI function schemas.
+"""Tool descriptions in the data sets' dialects, as OpenAI function schemas.
 
 Three dialects are read: OpenAI's own, the bare `{"name", "description", "parameters": <JSON schema>}` with
 Python's type names (`dict`, `float`), and xLAM's flat `{"name", ..., "parameters": {"city": {"type":
 "str, optional", "description": ..., "default": ...}}}`. In the flat one a parameter is required unless its
-type says that it is optional or it has a default.
+type is marked as optional or it has a default.
 """
 
 import json
@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from dcore_jax.calls import Call
-from dcore_jax.data.files import Malformed
+from dcore_jax.data.files import Malformed, decode_json
 
 Schema = dict[str, Any]
 
@@ -31,15 +31,18 @@ _MAX_DEPTH = 16
 
 
 def openai_tools(value: Any) -> tuple[Schema, ...]:
-    """A list of tool descriptions, or the JSON text of one, as OpenAI function schemas.
+    """OpenAI function schemas of a list of tool descriptions, or of its JSON text.
 
-    Equal tools are one object, which is not to be changed. Raises `Malformed`.
+    Schemas are cached and shared between samples: do not change them.
+
+    Raises:
+      Malformed: something else, or two different tools of one name.
     """
     return _from_text(value) if isinstance(value, str) else _from_list(value)
 
 
 def openai_tool(value: Any) -> Schema:
-    """One tool description as an OpenAI function schema; such a schema comes back as it is. Raises `Malformed`."""
+    """The OpenAI function schema of one tool description; such a schema is returned as it is. Raises `Malformed`."""
     if not isinstance(value, dict):
         raise Malformed("a tool that is not an object")
     function = value["function"] if isinstance(value.get("function"), dict) else value
@@ -51,7 +54,7 @@ def openai_tool(value: Any) -> Schema:
         parameters = {}
     if not isinstance(parameters, dict):
         raise Malformed("a tool whose parameters are not an object")
-    schema = _standard(parameters) if _is_json_schema(parameters) else _from_flat(parameters)
+    schema = _normalise(parameters) if _is_json_schema(parameters) else _flat_to_json_schema(parameters)
     description = function.get("description")
     return {
         "type": "function",
@@ -69,9 +72,9 @@ def openai_tool(value: Any) -> Schema:
 
 
 def type_schema(written: str) -> tuple[Schema, bool]:
-    """`(schema, optional)` of a type as data sets write it: `"List[int], optional"`, `"Union[str, int]"`.
+    """`(schema, optional)` of a type as the data sets write it: `"List[int], optional"`, `"Union[str, int]"`.
 
-    An unknown type gives a schema without `type`, which allows any value.
+    The schema of an unknown type has no `type`, which allows any value.
     """
     base, *remarks = _split(written, ",") or [""]
     optional = any("optional" in remark.lower() or "default" in remark.lower() for remark in remarks)
@@ -88,7 +91,7 @@ def tool_name(tool: Schema) -> str:
 
 
 def check_calls(calls: Sequence[Call], tools: Sequence[Schema]) -> None:
-    """Raise `Malformed` where a call names a tool or a parameter that is not offered, or leaves out a required one."""
+    """Raises `Malformed` for a call of a tool that is not offered, with an unknown parameter or without a required one."""
     parameters = {tool_name(tool): tool["function"]["parameters"] for tool in tools}
     for call in calls:
         schema = parameters.get(call.name)
@@ -102,9 +105,9 @@ def check_calls(calls: Sequence[Call], tools: Sequence[Schema]) -> None:
 
 
 def relax_required(tools: Sequence[Schema], calls: Sequence[Call]) -> tuple[Schema, ...]:
-    """The tools, with no parameter required that the record's own calls leave out.
+    """The tools, with parameters that the record's own calls leave out no longer required.
 
-    For the flat dialect, which does not say what is required: there it is a guess, and the calls know better.
+    For the flat dialect, in which required parameters are only inferred: the calls are better evidence.
     """
     left_out: dict[str, set[str]] = {}
     for call in calls:
@@ -131,11 +134,7 @@ def _relaxed(tool: Schema, left_out: set[str]) -> Schema:
 
 @lru_cache(maxsize=4096)
 def _from_text(text: str) -> tuple[Schema, ...]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        raise Malformed("tools are a string that is not JSON") from None
-    return _from_list(value)
+    return _from_list(decode_json(text, "tools are a string that is not JSON"))
 
 
 def _from_list(value: Any) -> tuple[Schema, ...]:
@@ -143,9 +142,9 @@ def _from_list(value: Any) -> tuple[Schema, ...]:
         raise Malformed("tools must be a list")
     tools: tuple[Schema, ...] = ()
     for tool in value:
-        read = _from_one(json.dumps(tool, default=str))
-        if read not in tools:  # the same tool twice is one tool
-            tools += (read,)
+        schema = _from_one(json.dumps(tool, default=str))
+        if schema not in tools:  # a tool that is listed twice
+            tools += (schema,)
     if len({tool_name(tool) for tool in tools}) < len(tools):
         raise Malformed("two different tools of one name")
     return tools
@@ -153,23 +152,23 @@ def _from_list(value: Any) -> tuple[Schema, ...]:
 
 @lru_cache(maxsize=65_536)
 def _from_one(text: str) -> Schema:
-    """Data sets offer a few thousand tools again and again: a hundred thousand samples share them."""
+    """Cached: a hundred thousand samples of a data set share a few thousand tools."""
     return openai_tool(json.loads(text))
 
 
 def _is_json_schema(parameters: Schema) -> bool:
-    """Told from the flat dialect, in which `type` and `properties` could be names of parameters."""
+    """Whether parameters are a JSON schema, and not the flat dialect with parameters named `type` and `properties`."""
     properties = parameters.get("properties")
     described = isinstance(properties, dict) and all(isinstance(item, dict) for item in properties.values())
     return isinstance(parameters.get("type", "object"), str) and (described or "type" in parameters)
 
 
-def _from_flat(parameters: Schema) -> Schema:
+def _flat_to_json_schema(parameters: Schema) -> Schema:
     properties, required = {}, []
     for name, described in parameters.items():
         if not isinstance(described, dict):
             raise Malformed("a parameter that is not an object")
-        schema, optional = _merged(described, 0)
+        schema, optional = _normalise_parameter(described, 0)
         if schema.get("default") in ("", None):
             schema.pop("default", None)
         properties[name] = schema
@@ -178,16 +177,16 @@ def _from_flat(parameters: Schema) -> Schema:
     return {"type": "object", "properties": properties, "required": required}
 
 
-def _standard(schema: Schema, depth: int = 0) -> Schema:
-    return _merged(schema, depth)[0]
+def _normalise(schema: Schema, depth: int = 0) -> Schema:
+    return _normalise_parameter(schema, depth)[0]
 
 
-def _merged(schema: Schema, depth: int) -> tuple[Schema, bool]:
-    """`schema` with its type, and every schema inside it, in JSON schema's names; and whether it is optional."""
+def _normalise_parameter(schema: Schema, depth: int) -> tuple[Schema, bool]:
+    """`(schema, optional)`: the schema and every schema inside it with JSON schema's type names."""
     if depth > _MAX_DEPTH:
         raise Malformed("a tool schema nested too deep")
     result = {key: value for key, value in schema.items() if key not in ("type", "required", "properties")}
-    of_type, optional = _declared(schema.get("type"))
+    of_type, optional = _declared_type(schema.get("type"))
     if "type" in schema and not of_type and str(schema["type"]).lower() != "any":
         described = result.get("description")
         result["description"] = (
@@ -196,20 +195,20 @@ def _merged(schema: Schema, depth: int) -> tuple[Schema, bool]:
     result = {**of_type, **result}
     if isinstance(properties := schema.get("properties"), dict):
         result["properties"] = {
-            name: _standard(inner, depth + 1) if isinstance(inner, dict) else {}
+            name: _normalise(inner, depth + 1) if isinstance(inner, dict) else {}
             for name, inner in properties.items()
         }
         if isinstance(required := schema.get("required"), list):
             result["required"] = [name for name in required if isinstance(name, str) and name in properties]
     if isinstance(items := schema.get("items"), dict):
-        result["items"] = _standard(items, depth + 1)
+        result["items"] = _normalise(items, depth + 1)
     for key in ("anyOf", "oneOf", "allOf"):
         if isinstance(branches := schema.get(key), list):
-            result[key] = [_standard(branch, depth + 1) for branch in branches if isinstance(branch, dict)]
+            result[key] = [_normalise(branch, depth + 1) for branch in branches if isinstance(branch, dict)]
     return result, optional
 
 
-def _declared(written: Any) -> tuple[Schema, bool]:
+def _declared_type(written: Any) -> tuple[Schema, bool]:
     if isinstance(written, str):
         return type_schema(written)
     if isinstance(written, list) and all(isinstance(item, str) for item in written):
@@ -241,7 +240,7 @@ def _of_type(written: str, depth: int) -> Schema:
 
 
 def _union(schemas: list[Schema]) -> Schema:
-    """JSON schema's list of types where every branch is a bare type, `anyOf` else; any value if one branch is."""
+    """A list of types where every branch is a plain type, otherwise `anyOf`; a branch that allows any value allows all."""
     distinct = [schema for i, schema in enumerate(schemas) if schema not in schemas[:i]]
     if not distinct or any(not schema for schema in distinct):
         return {}
@@ -253,7 +252,7 @@ def _union(schemas: list[Schema]) -> Schema:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """The parts of `text` between separators that stand in no bracket."""
+    """The parts of `text` between separators that are outside of brackets."""
     parts, depth, start = [], 0, 0
     for at, character in enumerate(text):
         depth += (character in "[({") - (character in "])}")

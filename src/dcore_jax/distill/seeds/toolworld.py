@@ -1,7 +1,7 @@
 """Tasks of the tool world as seeds: `toolworld:200`, `toolworld:200,seed=1,split=train,subtasks=3-5`.
 
-One sample a task, with the task itself for `execute` and its responses for `replay`; `reports=yes` adds the report
-of every task with calls as a sample of its own.
+One sample per task, with the task for `execute` and its responses for `replay`; `reports=yes` adds the report of
+every task with calls as another sample.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _KINDS: dict[str, Kind] = {
 
 
 def read(text: str) -> Iterator[SeedSample]:
-    """The samples of a specification (toolworld/spec.py). Raises `UserError`."""
+    """The samples of a specification (toolworld/spec.py). Raises `UserError` for a wrong one."""
     spec = parse_spec(text, extra=("reports",))
     for number, task in enumerate(spec.tasks(), start=spec.start):
         yield sample_of(task, number)
@@ -28,7 +28,7 @@ def read(text: str) -> Iterator[SeedSample]:
 
 
 def sample_of(task: Task, number: int = 0) -> SeedSample:
-    """The task as a seed sample: its calls, or its refusal."""
+    """The task as a seed sample, with its reference calls or its refusal."""
     return with_id(
         SeedSample(
             id="",
@@ -48,7 +48,7 @@ def sample_of(task: Task, number: int = 0) -> SeedSample:
 
 
 def report_of(task: Task, number: int = 0) -> SeedSample:
-    """The last turn of a solved task: the report, with the calls and their responses in the history."""
+    """The report of a solved task as a seed sample, with the calls and their responses in the history."""
     turns = (
         [range(len(task.reference))]
         if task.kind == "parallel"

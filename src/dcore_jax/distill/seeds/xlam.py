@@ -4,11 +4,10 @@
 One query, one message of calls, no responses recorded.
 """
 
-import json
 from typing import Any
 
 from dcore_jax.calls import Call, as_calls
-from dcore_jax.data.files import Malformed
+from dcore_jax.data.files import Malformed, decode_json
 from dcore_jax.distill.sample import Kind
 from dcore_jax.distill.seeds.conversation import Conversation, Exchange, Step
 from dcore_jax.distill.seeds.schemas import openai_tools, relax_required
@@ -16,7 +15,7 @@ from dcore_jax.errors import UserError
 
 
 def conversation(row: dict[str, Any], origin: str, source: str = "xlam") -> Conversation:
-    """An xLAM record; without answers it is irrelevant. Raises `Malformed` with the reason."""
+    """The conversation of an xLAM record; without answers it is irrelevant. Raises `Malformed` with the reason."""
     query = row.get("query")
     if not isinstance(query, str):
         raise Malformed("an xLAM record needs query (text), answers and tools (JSON lists)")
@@ -33,7 +32,14 @@ def conversation(row: dict[str, Any], origin: str, source: str = "xlam") -> Conv
 
 
 def calls_of(value: Any, name: str) -> tuple[Call, ...]:
-    """Calls from a list of `{"name", "arguments"}` or its JSON text; arguments too may be JSON text."""
+    """Calls from a list of `{"name", "arguments"}` or its JSON text; arguments may be JSON text too.
+
+    Args:
+      name: of the field, for the reason.
+
+    Raises:
+      Malformed: something else.
+    """
     listed = _decoded(value, name)
     if not isinstance(listed, list):
         raise Malformed(f"{name} must be a list of calls, or its JSON text")
@@ -52,9 +58,4 @@ def _call(item: Any, name: str) -> Any:
 
 
 def _decoded(value: Any, name: str) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        raise Malformed(f"{name} is text that is not JSON") from None
+    return decode_json(value, f"{name} is text that is not JSON")

@@ -1,4 +1,4 @@
-"""The families that come with the library, one file each; importing a file registers its family.
+"""The library's own families, one file each; importing a file registers its family.
 
 A new family is a file here that ends in `FAMILY = register(ToolFamily(...))`, and a line below.
 """

@@ -8,7 +8,17 @@ from random import Random
 from typing import Any
 
 from dcore_jax.calls import JSON
-from dcore_jax.toolworld.family import Output, Plan, Step, ToolFamily, fresh, ids, integers, pick, register
+from dcore_jax.toolworld.family import (
+    Output,
+    Plan,
+    Step,
+    ToolFamily,
+    draw_distinct,
+    ids,
+    integers,
+    pick,
+    register,
+)
 from dcore_jax.toolworld.tool import Tool, ToolError, object_schema
 
 _FOLDERS, _FILES, _TEXTS = ids("abcdefgh"), ids("ijklmnop"), ids("qrstuvwx")
@@ -49,8 +59,8 @@ def _known(state: dict[str, Any], file: str) -> str:
 
 def _initial_state(rng: Random, wanted: Mapping[str, Sequence[JSON]]) -> JSON:
     asked_folders, asked_files = list(wanted.get("folder", ())), list(wanted.get("file", ()))
-    folders = asked_folders + fresh(rng, _FOLDERS, 2, asked_folders)
-    newest = fresh(rng, _FILES, len(folders), asked_files)
+    folders = asked_folders + draw_distinct(rng, _FOLDERS, 2, asked_folders)
+    newest = draw_distinct(rng, _FILES, len(folders), asked_files)
     inside: dict[str, list[str]] = {folder: [] for folder in folders}
     # A file that the request names is never a newest one: what `find_file` answers is not in the request.
     for file in asked_files:
@@ -58,7 +68,7 @@ def _initial_state(rng: Random, wanted: Mapping[str, Sequence[JSON]]) -> JSON:
     for folder, file in zip(folders, newest, strict=True):
         inside[folder].append(file)
     files = asked_files + newest
-    texts = fresh(rng, _TEXTS, len(files), wanted.get("text", ()))
+    texts = draw_distinct(rng, _TEXTS, len(files), wanted.get("text", ()))
     return {"folders": inside, "texts": dict(zip(files, texts, strict=True))}
 
 

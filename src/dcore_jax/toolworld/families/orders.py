@@ -9,7 +9,17 @@ from random import Random
 from typing import Any
 
 from dcore_jax.calls import JSON
-from dcore_jax.toolworld.family import Output, Plan, Step, ToolFamily, fresh, ids, integers, pick, register
+from dcore_jax.toolworld.family import (
+    Output,
+    Plan,
+    Step,
+    ToolFamily,
+    draw_distinct,
+    ids,
+    integers,
+    pick,
+    register,
+)
 from dcore_jax.toolworld.tool import Tool, ToolError, object_schema
 
 _USERS, _ORDERS, _ITEMS = ids("abcdefgh"), ids("ijklmnop"), ids("qrstuvwx")
@@ -49,8 +59,8 @@ def _known(state: dict[str, Any], order: str) -> dict[str, Any]:
 def _initial_state(rng: Random, wanted: Mapping[str, Sequence[JSON]]) -> JSON:
     asked_users, asked_orders = list(wanted.get("user", ())), list(wanted.get("order", ()))
     asked_items = list(wanted.get("item", ()))
-    users = asked_users + fresh(rng, _USERS, 2, asked_users)
-    latest = fresh(rng, _ORDERS, len(users), asked_orders)
+    users = asked_users + draw_distinct(rng, _USERS, 2, asked_users)
+    latest = draw_distinct(rng, _ORDERS, len(users), asked_orders)
     placed: dict[str, list[str]] = {user: [] for user in users}
     # An order that the request names is never a latest one: what `find_order` answers is not in the request.
     for order in asked_orders:
@@ -58,7 +68,7 @@ def _initial_state(rng: Random, wanted: Mapping[str, Sequence[JSON]]) -> JSON:
     for user, order in zip(users, latest, strict=True):
         placed[user].append(order)
     orders = asked_orders + latest
-    items = fresh(rng, _ITEMS, len(orders), asked_items)
+    items = draw_distinct(rng, _ITEMS, len(orders), asked_items)
     return {
         "users": placed,
         "orders": {

@@ -1,4 +1,4 @@
-"""The models that are asked: the folder, the tokenizer and the engines of each."""
+"""The models of a run, each with its folder, tokenizer and engines."""
 
 import hashlib
 from pathlib import Path
@@ -16,7 +16,7 @@ from dcore_jax.sft.base import base_model
 from dcore_jax.weights import local_folder
 from dcore_jax.weights.names import weight_files
 
-# Of a model's folder, what decides its answers besides the weights.
+# The files of a model's folder that decide its answers, besides the weights.
 _SETTINGS = (
     "config.json",
     "generation_config.json",
@@ -30,12 +30,13 @@ _SETTINGS = (
     "chat_template.json",
     "chat_template.jinja",
 )
-_BLOCKS, _BLOCK_BYTES = 1024, 4096  # of each weight file: closer together than the matrices of a large model
+# Blocks hashed of each weight file: closer together than the matrices of a large model, so that each is touched.
+_BLOCKS, _BLOCK_BYTES = 1024, 4096
 _LONGEST_HEADER = 100_000_000  # safetensors' own limit
 
 
-class Voice(NamedTuple):
-    """A model that can be asked."""
+class ServedModel(NamedTuple):
+    """A model behind its engines, ready for questions."""
 
     folder: Path
     tokenizer: Any
@@ -43,26 +44,27 @@ class Voice(NamedTuple):
     digest: str  # of the folder: `model_digest`
 
     def close(self) -> None:
+        """Closes the engines."""
         for engine in self.engines:
             engine.close()
 
 
-def open_voice(source: str, config: DistillConfig, output: Path) -> Voice:
-    """The model of a Hugging Face folder or hub id, or the embedded one, behind its engines.
+def open_model(source: str, config: DistillConfig, output: Path) -> ServedModel:
+    """Opens the model of a Hugging Face folder or hub id, or the embedded one, behind its engines.
 
     Raises:
       UserError: no such model, a folder without a tokenizer or chat template, an engine that cannot serve it.
     """
     folder = base_model(config.base, mesh=config.mesh) if source == NANO else local_folder(source)
     tokenizer, digest = load_tokenizer(folder), model_digest(folder)
-    return Voice(folder, tokenizer, _engines(folder, tokenizer, config, output), digest)
+    return ServedModel(folder, tokenizer, _engines(folder, tokenizer, config, output), digest)
 
 
 def model_digest(folder: Path) -> str:
-    """A hash that tells a folder's model from others without reading gigabytes.
+    """A hash that identifies a folder's model without reading gigabytes.
 
-    Over the tokenizer, chat template and configs as they are, and over each safetensors file's name, size, header and
-    blocks of bytes from all over it; a file of up to 4 MiB is read as a whole.
+    Over the tokenizer, chat template and configs as a whole, and over each safetensors file's name, size, header and
+    1,024 blocks spread evenly over it; a file of up to 4 MiB is read as a whole.
     """
     digest = hashlib.sha256()
     for path in filter(Path.exists, (folder / name for name in _SETTINGS)):
