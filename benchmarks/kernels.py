@@ -1,9 +1,9 @@
 """Time and memory of the kernels against the dense path, as Markdown: `python benchmarks/kernels.py`.
 
-Each row is a forward and a backward pass. Time is the median of interleaved repetitions; memory is the compiler's own figure
-for temporary buffers. On a CPU that others share, processor seconds say more than seconds, so both are printed. The same
-command runs on a GPU, where `--dtype bfloat16 --width 4096 --time-tokens 4096 --implementations reference,blocked,pallas`
-is the case of interest.
+Each row is a forward and a backward pass. Time is the median of interleaved repetitions; memory is the compiler's figure for
+temporary buffers. On a shared CPU processor seconds are more reliable than wall-clock seconds, so both are printed. The same
+command runs on a GPU, where `--dtype bfloat16 --width 4096 --time-tokens 4096 --implementations reference,blocked,pallas` is
+the case of interest.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def program(case: Case, tokens: int, options: argparse.Namespace):
 
 
 def print_memory(cases: list[Case], options: argparse.Namespace) -> None:
-    """Temporary bytes by the compiler's account; nothing is run."""
+    """Temporary memory according to the compiler; nothing is run."""
     print(f"Memory, {options.tokens} x {options.width} x {options.vocab} {options.dtype}:\n")
     print("| function | implementation | temporary MB | of dense |\n|---|---|---:|---:|")
     dense = {}

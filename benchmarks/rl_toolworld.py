@@ -128,13 +128,13 @@ def movements(moved: dict[tuple[str, int], list[float]], still: dict[tuple[str, 
 def distances(folder: Path, model: Path) -> list[float]:
     """Euclidean distance of all parameters from the start, after each step."""
     from dcore_jax import load_hf
-    from dcore_jax.rl import trained_decoder
+    from dcore_jax.training import load_policy
 
     start = flat(load_hf(model))
     return [
         0.0,
         *(
-            float(np.linalg.norm(flat(trained_decoder(folder, step)[0]) - start))
+            float(np.linalg.norm(flat(load_policy(folder, step)[0]) - start))
             for step in range(1, STILL_STEPS + 1)
         ),
     ]

@@ -115,3 +115,26 @@ def test_files_stay_under_400_lines_and_say_what_they_hold():
     for module, path in FILES.items():
         assert len(path.read_text().splitlines()) <= 400, module
         assert path.stem not in ("utils", "common", "helpers", "misc"), module
+
+
+# Names that a reader would not have searched for, and what replaced them.
+REPLACED = {
+    "Ill": "ServerUnavailable",
+    "heal": "recover", "_until_well": "_recover", "keeper": "supervisor", "last_words": "last_error_line",
+    "_look_at": "_discover_model", "_first_contact": "_wait_until_serving", "Seen": "EngineLogprobs", "wish": "params",
+    "Voice": "ServedModel", "open_voice": "open_model", "Speaker": "ModelRole", "Ends": "OutcomeCounts", "Chosen": "HashSample",
+    "Lengths": "LengthHistogram", "Said": "ParsedMessage", "Recorded": "ReplayEnvironment", "Bounded": "TimeLimitedEnvironment",
+    "only_run_in": "lock_run_folder", "remember_config": "record_run", "refuse_another_config": "check_config_unchanged",
+    "sigterm": "preemption_signal", "everywhere": "replicated", "_put": "to_device",
+    "say": "log", "count_mask": "denominator_mask",
+    "tokens_to": "write_token_entropy", "evaluated": "log_evaluation", "mend": "hint", "algorithm_fields": "algorithm",
+}  # fmt: skip
+
+
+def test_names_are_the_fields_own():
+    found = set()
+    for module, path in FILES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = {getattr(node, field, None) for field in ("id", "attr", "arg", "name")}
+            found |= {(module, name) for name in names & set(REPLACED) if isinstance(name, str)}
+    assert not found, {name: REPLACED[name] for _, name in found}

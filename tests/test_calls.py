@@ -232,7 +232,7 @@ def test_parse_calls_wants_calls_and_nothing_else():
             parse_calls("Hello.", call_format)
     with pytest.raises(UserError, match=re.escape("a bare word as a value (at character 9)")):
         parse_calls("[f(a=true)]", "python")
-    with pytest.raises(UserError, match="unknown call format 'xml'"):
+    with pytest.raises(UserError, match="call format 'xml' is unknown; choose one of python, tags, qwen"):
         parse_calls("[]", "xml")
 
 

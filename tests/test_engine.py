@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from conftest import CHECKPOINTS, torch_model
 from dcore_jax import UserError, load_hf
 from dcore_jax.engines import Engine, NativeEngine, Request, SamplingParams, fan_out
-from dcore_jax.engines.native.cache import LayerCache, attend_to_cache, block_sizes, bucket, room
+from dcore_jax.engines.native.cache import LayerCache, attend_to_cache, block_sizes, bucket, capacity
 from dcore_jax.mesh import make_mesh
 
 VOCAB = 131
@@ -335,11 +335,11 @@ def test_the_cache_is_written_in_place(model):
 
 def test_the_cache_grows_and_shrinks_with_its_requests(model):
     engine = NativeEngine(model, slots=2)
-    rooms = []
+    capacities = []
     for n in (10, 150, 10):
         engine.generate([Request(prompts(n)[0], GREEDY)])
-        rooms.append(room(engine._cache))
-    assert rooms == [64, 192, 64]
+        capacities.append(capacity(engine._cache))
+    assert capacities == [64, 192, 64]
 
 
 @given(length=st.integers(1, 50_000))

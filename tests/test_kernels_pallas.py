@@ -15,7 +15,7 @@ SHAPES = [(512, 256, 1024), (200, 300, 1000)]
 @pytest.mark.parametrize(
     ("platform", "backend", "call"), [("cuda", "gpu", "xla.gpu.triton"), ("tpu", "tpu", "tpu_custom_call")]
 )
-def test_one_text_lowers_for_gpu_and_tpu_forward_and_backward(
+def test_one_kernel_source_lowers_for_gpu_and_tpu_forward_and_backward(
     platform, backend, call, dtype, shape, monkeypatch
 ):
     monkeypatch.setattr(pallas, "target_backend", lambda: backend)

@@ -10,7 +10,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dcore_jax.errors import UserError
-from dcore_jax.kernels import BATCH_AXES, cross_entropy, logprobs_and_entropy, pallas, tiles
+from dcore_jax.kernels import cross_entropy, logprobs_and_entropy, pallas, tiles
+from dcore_jax.mesh import BATCH_AXES
 
 AXES = ("data", "fsdp", "tensor")
 WIDTH = 16

@@ -440,7 +440,7 @@ def test_reward_ranges(preset, expects_calls, progress, expected):
 def test_mistakes_of_the_user_are_named():
     for options, message in [
         ({"preset": "dcore"}, "reward preset 'dcore' is unknown; choose one of dcore_paper"),
-        ({"call_format": "json"}, "unknown call format 'json'; choose one of python"),
+        ({"call_format": "json"}, "call format 'json' is unknown; choose one of python"),
         ({"progress": 1.5}, r"progress must lie in \[0, 1\], found 1.5"),
         ({"progress": float("nan")}, "found nan"),
     ]:

@@ -464,7 +464,7 @@ def test_servers_that_cannot_be_used_are_named_at_the_start(two, model, tmp_path
         UserError, match=r"did not start \(RuntimeError: no such model\); the log is .*vllm_0.log"
     ):
         engine_of([OwnServer(Broken(Path("model"), tmp_path, 512))], model, tmp_path)
-    with pytest.raises(UserError, match="no vLLM server: give --server"):
+    with pytest.raises(UserError, match=r"no vLLM server: give --engine\.servers"):
         engine_of([], model, tmp_path)
 
 

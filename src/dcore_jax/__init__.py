@@ -22,21 +22,16 @@ def load_hf(
 
     Args:
       dtype: of activations and matmuls. `param_dtype` is the weights' own, by default the same.
-      mesh: a `dcore_jax.mesh.make_mesh(...)`; without one everything lies on the first device.
+      mesh: a `dcore_jax.mesh.make_mesh(...)`; without one everything is on the first device.
       compute: further fields of Compute, as `attention="xla"` or `remat="full"`.
 
     Raises:
       UserError: what is wrong with the folder, in one line.
     """
-    import jax.numpy as jnp
-
+    from dcore_jax.dtypes import dtype_of
     from dcore_jax.weights import load_decoder
 
-    kinds = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
-    for name in (dtype, param_dtype or dtype):
-        if name not in kinds:
-            raise UserError(f"dtype {name!r} is unknown; choose one of {', '.join(kinds)}")
-    settings = Compute(dtype=kinds[dtype], param_dtype=kinds[param_dtype or dtype], **compute)
+    settings = Compute(dtype=dtype_of(dtype), param_dtype=dtype_of(param_dtype or dtype), **compute)
     return load_decoder(path, compute=settings, mesh=mesh)
 
 

@@ -32,7 +32,7 @@ def progress_bar(
     Args:
       total, initial: units of work in all, and those that were done before.
       desc: what is going on, before the bar.
-      transient: the bar disappears at the end, and in a file nothing is written before the first half minute.
+      transient: shown after two seconds and gone at the end; in a file nothing is written before the first half minute.
     """
     if disable:
         return _Nothing()
@@ -66,6 +66,7 @@ class _Bar:
             unit=unit,
             desc=desc or None,
             leave=not transient,
+            delay=2.0 if transient else 0.0,
             dynamic_ncols=True,
             smoothing=0.1,
         )

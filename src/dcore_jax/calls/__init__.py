@@ -1,4 +1,4 @@
-"""Tool calls as data, and the text formats models write them in."""
+"""Tool calls as data, with parsers and renderers of the text formats in which models write them."""
 
 from dcore_jax.calls.call import JSON, Call, as_calls, calls_equal, values_equal
 from dcore_jax.calls.response import (

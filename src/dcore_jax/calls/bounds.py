@@ -1,22 +1,22 @@
-"""What a call part may hold at most: model output is untrusted, so size and depth are bounded before use."""
+"""Limits on the size and depth of calls: model output is untrusted, so it is checked before use."""
 
 import math
 import re
 
 from dcore_jax.calls.call import JSON
 
-MAX_CHARACTERS = 65_536  # of the call part of one response
+MAX_CHARACTERS = 65_536  # of the calls of one response, as text
 MAX_CALLS = 256  # in one response
 MAX_DEPTH = 32  # of lists and mappings inside one argument
 MAX_VALUES = 4_096  # scalars and containers inside the arguments of one response, together
-MAX_DIGITS = 400  # of one number, its sign aside; the largest float has 309
+MAX_DIGITS = 400  # of one number, without its sign; the largest float has 309
 
 _TOO_LARGE = 10**MAX_DIGITS
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class CallSyntaxError(ValueError):
-    """A call part that breaks its format. `reason` is one of a few fixed phrases, fit for counting."""
+    """Text that is not a call in its format. `reason` is one of a few fixed phrases, so that reasons can be counted."""
 
     def __init__(self, reason: str, position: int | None = None):
         super().__init__(reason if position is None else f"{reason} (at character {position})")
@@ -24,11 +24,13 @@ class CallSyntaxError(ValueError):
 
 
 def check_value(value: JSON, budget: int = MAX_VALUES) -> int:
-    """Count the values inside a JSON value such as a call's arguments; the outermost container is not counted.
+    """Checks a JSON value, such as a call's arguments, and counts the values inside it.
 
-    Depth is counted from inside it as well. Iterative, so no depth overflows the stack. Raises `CallSyntaxError`
-    for what no format can carry: too deep, more than `budget` values, a number that is not finite or too long,
-    text with lone surrogates, a type that JSON does not have.
+    The outermost container counts neither as a value nor as a level. Iterative, so that no depth overflows the stack.
+
+    Raises:
+      CallSyntaxError: what no format can represent: nested too deep, more than `budget` values, a number that is not finite or
+        has too many digits, text with lone surrogates, a type that JSON does not have.
     """
     count = -1  # without the outermost
     level = [value]
@@ -65,12 +67,12 @@ def check_value(value: JSON, budget: int = MAX_VALUES) -> int:
 
 
 def check_digits(written: str) -> None:
-    """Raise `CallSyntaxError` for the text of a number that is too long to be converted."""
+    """Raises CallSyntaxError for the text of a number that is too long to be converted."""
     if len(written.lstrip("+-")) > MAX_DIGITS:
         raise CallSyntaxError("a number with too many digits")
 
 
 def check_text(text: str) -> None:
-    """Raise `CallSyntaxError` when `text` could not be written as UTF-8."""
+    """Raises CallSyntaxError for text that cannot be encoded as UTF-8."""
     if not text.isascii() and _SURROGATE.search(text):
         raise CallSyntaxError("text with a lone surrogate")

@@ -1,4 +1,4 @@
-"""The type every call format parses to, and when two of them are the same."""
+"""The type that every call format parses to, and equality of calls."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +22,8 @@ class Call:
 def as_calls(reference: Sequence[JSON]) -> tuple[Call, ...]:
     """Calls from a list whose items are `Call` or `{"name": str, "arguments": {...}}`.
 
-    Raises `UserError` that names the item and the field.
+    Raises:
+      UserError: an item is neither; names the item and the field.
     """
     calls = []
     for i, item in enumerate(reference):
@@ -43,11 +44,11 @@ def as_calls(reference: Sequence[JSON]) -> tuple[Call, ...]:
 
 
 def values_equal(a: JSON, b: JSON) -> bool:
-    """Whether two JSON values are the same: numbers by size (1 equals 1.0), no type stands for another.
+    """Whether two JSON values are equal: numbers by value (1 equals 1.0), and never across types.
 
-    Python's own `==` would let True equal 1; comparing texts would tell 1 from 1.0 and let 1 equal "1".
+    For Python's own `==`, True equals 1; for a comparison of texts, 1 differs from 1.0 and equals "1".
     """
-    if type(a) is type(b) and type(a) in _SCALARS:  # the common case, for speed; the rest of the rule follows
+    if type(a) is type(b) and type(a) in _SCALARS:  # the common case first, for speed
         return bool(a == b)
     if isinstance(a, bool) or isinstance(b, bool) or a is None or b is None:
         return a is b
@@ -63,12 +64,12 @@ def values_equal(a: JSON, b: JSON) -> bool:
 
 
 def calls_equal(predicted: Sequence[Call], reference: Sequence[Call], *, ordered: bool = True) -> bool:
-    """Whether two lists hold the same calls; with `ordered=False` in any order (each call counted once)."""
+    """Whether two lists hold equal calls in the same order; with `ordered=False` in any order, each call matched once."""
     if len(predicted) != len(reference):
         return False
     if ordered:
         return all(map(_same_call, predicted, reference))
-    # Sameness is an equivalence, so taking the first unused equal call never spoils a later match.
+    # Equality is transitive, so matching the first unused equal call never prevents a later match.
     unused = list(predicted)
     for call in reference:
         match = next((i for i, other in enumerate(unused) if _same_call(other, call)), None)

@@ -26,12 +26,15 @@ _TAG = re.compile(r"<(?=/?(?:think|tool_call|tool_response|response)>)")
 
 
 def parse_json_calls(blocks: Sequence[str], arguments_key: str, *, one_per_line: bool) -> tuple[Call, ...]:
-    """The calls inside the given blocks (the text between the tags). Raises `CallSyntaxError`.
+    """The calls inside the given blocks (the text between the tags).
 
     Args:
       blocks: the inside of each `<tool_call>` block, in order.
       arguments_key: "parameters" (tags) or "arguments" (qwen).
       one_per_line: each line that is not blank holds one object (tags), else each block does (qwen).
+
+    Raises:
+      CallSyntaxError: a block that breaks the format or a limit of `bounds`.
     """
     written = [line for block in blocks for line in (block.split("\n") if one_per_line else [block])]
     if one_per_line:
@@ -48,13 +51,13 @@ def parse_json_calls(blocks: Sequence[str], arguments_key: str, *, one_per_line:
 
 
 def render_tags_calls(calls: Sequence[Call]) -> str:
-    """One block with one object per line; nothing at all for no calls."""
+    """One block with one object per line; the empty text for no calls. Raises CallSyntaxError."""
     lines = [_render_object(call, "parameters") for call in calls]
     return "\n".join([OPEN, *lines, CLOSE]) if lines else ""
 
 
 def render_qwen_calls(calls: Sequence[Call]) -> str:
-    """One block per call, as Qwen3's chat template writes them; nothing at all for no calls."""
+    """One block per call, as Qwen3's chat template writes them; the empty text for no calls. Raises CallSyntaxError."""
     return "\n".join(f"{OPEN}\n{_render_object(call, 'arguments')}\n{CLOSE}" for call in calls)
 
 
@@ -62,7 +65,7 @@ def _parse_object(text: str, arguments_key: str, budget: int) -> tuple[Call, int
     if not text.strip():
         raise CallSyntaxError("an empty call block")
     try:
-        # The library's scanner is recursive, but stops at the interpreter's limit with RecursionError.
+        # json's scanner is recursive, and stops at the interpreter's limit with RecursionError.
         value = json.loads(
             text,
             object_pairs_hook=_mapping,
@@ -118,5 +121,5 @@ def _render_object(call: Call, arguments_key: str) -> str:
     arguments = dict(call.arguments)
     check_value(arguments)
     written = json.dumps({"name": call.name, arguments_key: arguments}, ensure_ascii=False)
-    # "<" occurs only inside strings, so an escape keeps a tag there from ending the block.
+    # "<" occurs only inside strings; there it is escaped, so that a tag in a string cannot end the block.
     return _TAG.sub(r"\\u003c", written)

@@ -1,4 +1,4 @@
-r"""D-CORE's call lists, `[f(a="x", b=1), g()]`, read by a scanner of our own: nothing is ever evaluated.
+r"""D-CORE's call lists, `[f(a="x", b=1), g()]`, parsed by a scanner: nothing is ever evaluated.
 
     calls     = "[" call ("," call)* ","? "]"
     call      = name "(" (parameter "=" value ("," parameter "=" value)* ","?)? ")"
@@ -6,10 +6,9 @@ r"""D-CORE's call lists, `[f(a="x", b=1), g()]`, read by a scanner of our own: n
     name, parameter = bare | string
 
 A bare name is any run of characters other than brackets, quotes, backslashes, `=`, `,`, `<`, `>` and line
-breaks, so `math.factorial`, `Search Managers` and `user-id` are read as they stand; a name that cannot stand
-bare is written as a string: `"Stats (v2)"(team="x")`. Tuples read as lists, since JSON has no tuples. Strings
-follow Python: quotes of either kind, tripled ones across lines, the usual escapes (`\N{...}` excepted), an
-unknown escape kept as it is.
+breaks, such as `math.factorial`, `Search Managers` and `user-id`; any other name is written as a string:
+`"Stats (v2)"(team="x")`. Tuples become lists, since JSON has no tuples. Strings follow Python: single or double
+quotes, triple quotes across lines, the usual escapes (except `\N{...}`); an unknown escape is kept as it is.
 """
 
 import re
@@ -45,13 +44,17 @@ _SIMPLE_ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "
 _SIMPLE_ESCAPES |= {"\n": "", "\r": "", "\r\n": ""}  # a backslash before a line break joins the lines
 _CONSTANTS = {"True": True, "False": False, "None": None}
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
-# A tag that means something to the response around the calls must not appear inside a string of theirs.
+# Tags that structure a response must not appear inside a call's strings.
 _TO_ESCAPE = re.compile(r'[\x00-\x1f\x7f"\\]|<(?=/?(?:think|tool_call|tool_response|response)>)')
 _WRITTEN = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def parse_python_calls(text: str) -> tuple[Call, ...]:
-    """The calls of `[f(a="x"), g()]`; `[]` holds none. Raises `CallSyntaxError`; takes linear time."""
+    """The calls of `[f(a="x"), g()]`; `[]` holds none. Takes linear time.
+
+    Raises:
+      CallSyntaxError: a text that breaks the format or a limit of `bounds`, with the position.
+    """
     scanner = _Scanner(text)
     scanner.skip_space()
     scanner.expect("[", "no opening bracket")
@@ -69,12 +72,12 @@ def parse_python_calls(text: str) -> tuple[Call, ...]:
 
 
 def render_python_calls(calls: Sequence[Call]) -> str:
-    """`[f(a="x", b=1), g()]`. Raises `CallSyntaxError` for arguments that JSON cannot hold."""
+    """`[f(a="x", b=1), g()]`. Raises CallSyntaxError for arguments that JSON cannot represent."""
     return f"[{', '.join(map(_render_call, calls))}]"
 
 
 class _Scanner:
-    """A position in the text; every method reads one thing there and moves past it."""
+    """A recursive-descent scanner: a position in the text, and methods that read one thing there and move past it."""
 
     def __init__(self, text: str):
         self.text = text
@@ -98,7 +101,7 @@ class _Scanner:
             raise self.error("cut off" if self.at >= len(self.text) else reason)
 
     def comma_or(self, closing: str, reason: str) -> bool:
-        """Past a comma (True), or up to but not past the closing bracket (False)."""
+        """Moves past a comma (True), or up to but not past the closing bracket (False)."""
         self.skip_space()
         comma = self.take(",")
         self.skip_space()
@@ -169,7 +172,7 @@ class _Scanner:
             items.append(self.value(depth))
             comma = self.comma_or(closing, "items not separated by commas")
         if closing == ")" and len(items) == 1 and not comma:
-            return items[0]  # "(1)" is a number in brackets, "(1,)" a tuple
+            return items[0]  # "(1)" is a number in parentheses, "(1,)" a tuple
         return items
 
     def mapping(self, depth: int) -> dict[str, JSON]:
@@ -248,7 +251,7 @@ def _render_value(value: JSON) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_render_value, value))}]"
     if isinstance(value, float):
-        return float.__repr__(value)  # not repr: NumPy's float64 is a float that writes itself otherwise
+        return float.__repr__(value)  # not repr: NumPy's float64, a subclass, has another one
     if isinstance(value, int) and not isinstance(value, bool):
         return int.__repr__(value)
     return repr(value)

@@ -1,4 +1,4 @@
-"""One parser interface for the three call formats: an assistant turn in; thought, calls and reply out."""
+"""The interface of all call formats: parses an assistant turn into thought, calls and reply, and renders calls."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
@@ -7,36 +7,35 @@ from dcore_jax.calls.bounds import MAX_CHARACTERS, CallSyntaxError
 from dcore_jax.calls.call import Call
 from dcore_jax.calls.json_format import CLOSE, OPEN, parse_json_calls, render_qwen_calls, render_tags_calls
 from dcore_jax.calls.python_format import parse_python_calls, render_python_calls
-from dcore_jax.errors import UserError
+from dcore_jax.errors import UserError, check_choice
 
-# One of CALL_FORMATS. Not a Literal: a name comes from a user's config, and a wrong one deserves a UserError.
+# One of CALL_FORMATS. Not a Literal: the name comes from a user's config, where a wrong one must raise UserError.
 CallFormat: TypeAlias = str
 CALL_FORMATS: tuple[CallFormat, ...] = ("python", "tags", "qwen")
 
 
 class ParsedResponse(NamedTuple):
-    """What an assistant turn holds.
+    """The parts of an assistant turn."""
 
-    thought: the text between `<think>` and the last `</think>`, stripped; None when the turn has no thought.
-    calls: the calls, `()` when the turn makes none, None when `error` says why they could not be read.
-    reply: the text for the user, stripped; "" when there is none.
-    call_text: the part that was read as calls, tags or brackets included; "" when the turn attempts none.
-    error: None, or one of a few fixed phrases, fit for counting.
-    """
-
-    thought: str | None
-    calls: tuple[Call, ...] | None
-    reply: str
-    call_text: str = ""
-    error: str | None = None
+    thought: (
+        str | None
+    )  # between `<think>` and the last `</think>`, stripped; None when the turn has no thought
+    calls: (
+        tuple[Call, ...] | None
+    )  # () when the turn makes none; None when they could not be parsed, see `error`
+    reply: str  # the text for the user, stripped; "" when there is none
+    call_text: str = ""  # what was parsed as calls, with its tags or brackets; "" when the turn attempts none
+    error: str | None = None  # one of a few fixed phrases, so that errors can be counted
 
 
 def parse_response(text: str | bytes, call_format: CallFormat) -> ParsedResponse:
-    """Read an assistant turn (opening `<think>` included, end-of-turn token not). Any text gives a result.
+    """Parses an assistant turn (with an opening `<think>`, without the end-of-turn token). Any text gives a result.
 
-    The answer is what stands after the last `</think>`. In `python` it attempts calls when, stripped, it
-    starts with `[` and ends with `]` (the rule of the D-CORE release); in `tags` and `qwen` when it holds
-    `<tool_call>`. Takes time linear in the length. Raises `UserError` only for an unknown `call_format`.
+    The answer is the text after the last `</think>`. In `python` it attempts calls when, stripped, it starts with `[` and ends
+    with `]` (the rule of the D-CORE release); in `tags` and `qwen` when it holds `<tool_call>`. Takes linear time.
+
+    Raises:
+      UserError: an unknown `call_format`, and nothing else.
     """
     _check_format(call_format)
     if isinstance(text, bytes):
@@ -60,9 +59,10 @@ def parse_response(text: str | bytes, call_format: CallFormat) -> ParsedResponse
 
 
 def parse_calls(text: str, call_format: CallFormat) -> tuple[Call, ...]:
-    """The calls of a text that holds calls and nothing else: what `render_calls` writes, none included.
+    """The calls of a text that holds calls and nothing else, as `render_calls` writes it. For a model's turn: `parse_response`.
 
-    Raises `UserError` with the reason and, where known, the position. For a model's turn: `parse_response`.
+    Raises:
+      UserError: the text is anything else; gives the reason and, where known, the position.
     """
     _check_format(call_format)
     try:
@@ -77,11 +77,13 @@ def parse_calls(text: str, call_format: CallFormat) -> tuple[Call, ...]:
 
 
 def render_calls(calls: Sequence[Call], call_format: CallFormat) -> str:
-    """Write calls so that `parse_calls` gives them back: the identity for any JSON arguments within `bounds`.
+    """The text of calls, from which `parse_calls` returns equal calls, for any JSON arguments within `bounds`.
 
-    A tag such as `</think>` inside a string is written with an escape, so that it cannot end the thought or
-    the block. No calls: `[]` in `python`, nothing in `tags` and `qwen`. Raises `UserError` naming the call
-    for an empty tool name, lone surrogates, numbers that are not finite, values beyond the bounds.
+    A tag such as `</think>` inside a string is escaped, so that it cannot end the thought or the block. No calls are `[]` in
+    `python` and the empty text in `tags` and `qwen`.
+
+    Raises:
+      UserError: an empty tool name, lone surrogates, numbers that are not finite, values beyond the bounds; names the call.
     """
     _check_format(call_format)
     for i, call in enumerate(calls):
@@ -93,9 +95,11 @@ def render_calls(calls: Sequence[Call], call_format: CallFormat) -> str:
 
 
 def split_thought(text: str) -> tuple[str | None, str, bool]:
-    """`(thought, answer, closed)`: the text up to and after the last `</think>`, without the opening tag.
+    """Splits a turn at its last `</think>`.
 
-    Without `</think>` the whole text is the answer, unless it opens with `<think>`: that thought was cut off.
+    Returns:
+      (thought without its tags or None, answer, whether the thought is closed). Without `</think>` the whole text is the answer,
+      unless it starts with `<think>`: then it is a thought that was cut off.
     """
     before, tag, after = text.rpartition("</think>")
     body = (before if tag else after).lstrip()
@@ -138,7 +142,7 @@ def _find_blocks(answer: str) -> tuple[str, list[str], str]:
 
 
 def _tagged_reply(text: str) -> str:
-    """The inside of `<response>`; a text without the tag stands as it is."""
+    """The text inside `<response>`; a text without the tag as it is."""
     _, opened, rest = text.partition("<response>")
     if not opened:
         return text
@@ -161,5 +165,4 @@ def _render(call_format: CallFormat, calls: Sequence[Call]) -> str:
 
 
 def _check_format(call_format: CallFormat) -> None:
-    if call_format not in CALL_FORMATS:
-        raise UserError(f"unknown call format {call_format!r}; choose one of {', '.join(CALL_FORMATS)}")
+    check_choice("call format", call_format, CALL_FORMATS)

@@ -2,17 +2,18 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt8
-from tqdm import tqdm
 
 from dcore_jax.data.records import Record, Rejections, read_records
 from dcore_jax.data.rendering import Mask, TrainingSample, render_batch
 from dcore_jax.errors import UserError
+from dcore_jax.progress import progress_bar
 
 # Records rendered per tokenizer call: enough to keep its threads busy, few enough that the bar moves.
 _BATCH = 256
@@ -161,7 +162,8 @@ def samples_from_records(
     started = time.perf_counter()
     turns = Rejections(strict=strict)
     samples: list[TrainingSample] = []
-    with tqdm(total=len(records), desc="tokenising", unit="record", disable=not progress, leave=False) as bar:
+    bar = progress_bar(len(records), desc="tokenising", unit="record", transient=True, disable=not progress)
+    with closing(bar):
         for start in range(0, len(records), _BATCH):
             batch = records[start : start + _BATCH]
             for record, result in zip(

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from dcore_jax import load_hf
 from dcore_jax.calls import Call, CallFormat, calls_equal, parse_response, render_calls
 from dcore_jax.data.chat_template import render_chat
@@ -19,6 +17,7 @@ from dcore_jax.data.files import Malformed
 from dcore_jax.engines.engine import Request, Sample, SamplingParams
 from dcore_jax.engines.native import NativeEngine
 from dcore_jax.errors import UserError
+from dcore_jax.progress import progress_bar
 from dcore_jax.toolworld import Task, ToolWorld, generate_tasks
 from dcore_jax.toolworld.task import MAX_SUBTASKS
 
@@ -77,7 +76,7 @@ def solve(
         world = ToolWorld()
         world.reset(task)
         conversations.append(_Conversation(task, world, [{"role": "user", "content": task.query}], [], []))
-    bar = tqdm(total=len(tasks), desc="solving", unit="task", disable=not progress, leave=False)
+    bar = progress_bar(len(tasks), desc="solving", unit="task", transient=True, disable=not progress)
     for turn in range(max_turns):
         waiting = [conversation for conversation in conversations if conversation.active]
         if not waiting:

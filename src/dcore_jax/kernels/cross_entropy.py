@@ -1,7 +1,9 @@
-"""`cross_entropy`: the weighted sum of -log p over tokens, with its gradients computed on the way forward.
+"""`cross_entropy`: the weighted sum of -log p over tokens, with its gradients computed in the forward pass.
 
-The weights are known before the loss is, so one pass over blocks of tokens gives loss and gradients with three products with
-the vocabulary instead of the four that recomputation needs, and blocks in which no token carries weight are never visited.
+The weights are known before the loss is, so one pass over blocks of tokens gives loss and gradients with three products with the
+vocabulary (logits, d_hidden, d_unembed), where recomputation needs four; and blocks without a weighted token are never visited.
+
+Shape letters: T tokens of this device, B tokens of a block, D width, V vocabulary columns of this device, W columns of a tile.
 """
 
 from functools import partial
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from dcore_jax.errors import UserError
+from dcore_jax.errors import check_choice
 from dcore_jax.kernels import reference
 from dcore_jax.kernels.blocked import across_shards, local_columns, onehot_minus_softmax
 from dcore_jax.kernels.logprobs import logprobs_and_entropy, pad_rows, resolve
@@ -40,22 +42,25 @@ def cross_entropy(
     implementation: str = "auto",
     gradients: str = "forward",
 ) -> Float[Array, ""]:
-    """`sum_t weights[t] * -log softmax(hidden[t] @ unembed)[targets[t]]`, a float32 scalar in nats.
+    """Weighted cross-entropy from hidden states, without the logits in memory.
 
-    A token of weight 0 contributes exactly 0 to the sum and to both gradients, whatever its hidden state or target
-    holds, and costs almost nothing. A weighted token with a target outside [0, vocab) makes the sum NaN.
-    Differentiable in `hidden` and `unembed` (reverse mode); `weights` have no gradient.
+    `sum_t weights[t] * -log softmax(hidden[t] @ unembed)[targets[t]]`, a float32 scalar in nats. Differentiable in `hidden` and
+    `unembed` (reverse mode); `weights` have no gradient.
 
-    gradients: `forward` (the default: computed with the loss; the unembedding's gradient, in its own dtype and
-    sharding, is held until the backward pass) or `backward` (by recomputation: a third more arithmetic, zero weights
-    are not skipped, nothing but one float per token is held).
-    implementation: as in `logprobs_and_entropy`; `reference` and `pallas` take their gradients in the backward pass.
+    A token of weight 0 contributes exactly 0 to the sum and to both gradients, whatever its hidden state or target is, and costs
+    almost nothing. A weighted token with a target outside [0, vocab) makes the sum NaN.
 
-    Raises UserError for an unknown implementation or choice of gradients.
+    Args:
+      implementation: as in `logprobs_and_entropy`; `reference` and `pallas` compute their gradients in the backward pass.
+      gradients: `forward`: computed with the loss; the unembedding's gradient, in its own dtype and sharding, is held until the
+        backward pass. `backward`: by recomputation; a third more arithmetic, tokens of weight 0 are not skipped, and one float
+        per token is held.
+
+    Raises:
+      UserError: an unknown implementation or choice of gradients.
     """
     implementation = resolve(implementation)
-    if gradients not in GRADIENTS:
-        raise UserError(f"gradients={gradients!r} is unknown; choose one of {', '.join(GRADIENTS)}")
+    check_choice("gradients", gradients, GRADIENTS)
     dtype = jnp.promote_types(hidden.dtype, unembed.dtype)
     hidden, unembed = hidden.astype(dtype), unembed.astype(dtype)
     weights = lax.stop_gradient(weights).astype(jnp.float32)
@@ -97,9 +102,11 @@ _with_gradients.defvjp(_forward, _backward)
 
 
 def _on_mesh(hidden, unembed, targets, weights, *, differentiate):
+    """(loss,) or (loss, d_hidden, d_unembed) over the mesh in use; tokens are padded to a multiple of its token shards."""
     layout = current_layout(*unembed.shape)
     tokens = hidden.shape[0]
     rows = -tokens % layout.token_shards
+    # A weight of NaN carries the error into the sum; an out-of-range target alone would silently count as logit 0.
     outside = (weights != 0) & ~target_in_range(targets, unembed.shape[1])
     weights = jnp.where(outside, jnp.nan, weights)
     grads = (layout.hidden, layout.d_unembed) if differentiate else ()
@@ -122,73 +129,80 @@ def local_cross_entropy(
     layout: Layout,
     differentiate: bool,
 ) -> tuple[Array, ...]:
-    """(loss of all devices,) or (loss, gradient of the local hidden states, gradient of the unembedding), on one shard.
+    """Loss and gradients on one shard.
 
-    Tokens with weight are moved to the front; the loop runs only over the blocks that hold any.
+    Returns:
+      (loss of all devices,), and with `differentiate` also the gradients of the local hidden states and of the unembedding.
     """
     (tokens, width), vocab = hidden.shape, unembed.shape[1]
     block = cross_entropy_block(tokens, vocab)
     tile = vocab_block(block, vocab)
-    columns = local_columns(targets, vocab, layout.vocab_axis)
-    hidden, columns, weights = (pad_rows(x, -tokens % block) for x in (hidden, columns, weights))
-    used = weights != 0
-    count = jnp.sum(used, dtype=jnp.int32)
-    rank = jnp.where(used, jnp.cumsum(used) - 1, count + jnp.cumsum(~used) - 1)
-    order = jnp.zeros_like(rank).at[rank].set(jnp.arange(rank.size, dtype=rank.dtype), unique_indices=True)
+    columns_T = local_columns(targets, vocab, layout.vocab_axis)
+    hidden_TxD, columns_T, weights_T = (pad_rows(x, -tokens % block) for x in (hidden, columns_T, weights))
+    # Weighted tokens first, each part in its order: `rank` is a token's new place, `order` the token at each place. The loop then
+    # runs over the blocks that hold a weighted token, and no others.
+    used_T = weights_T != 0
+    count = jnp.sum(used_T, dtype=jnp.int32)
+    rank_T = jnp.where(used_T, jnp.cumsum(used_T) - 1, count + jnp.cumsum(~used_T) - 1)
+    order_T = (
+        jnp.zeros_like(rank_T)
+        .at[rank_T]
+        .set(jnp.arange(rank_T.size, dtype=rank_T.dtype), unique_indices=True)
+    )
     trips = -(-count // block)
     if layout.token_axes:
         # The loop holds collectives over the vocabulary axis: every device must make the same number of trips.
         trips = lax.pmax(trips, layout.token_axes)
 
     def over_tokens(i, carry):
-        loss, d_hidden, d_unembed, rows_of_logits = carry
-        rows = lax.dynamic_slice_in_dim(order, i * block, block)
-        weight, column = weights[rows], columns[rows]
+        loss, d_hidden_TxD, d_unembed_VxD, logits_BxV = carry
+        rows_B = lax.dynamic_slice_in_dim(order_T, i * block, block)
+        weights_B, columns_B = weights_T[rows_B], columns_T[rows_B]
         # An unused row of the last block may hold anything; 0 * NaN would still be NaN.
-        state = jnp.where((weight != 0)[:, None], hidden[rows], 0)
+        hidden_BxD = jnp.where((weights_B != 0)[:, None], hidden_TxD[rows_B], 0)
 
-        def measure(first, size, carry):
-            part, kept = carry
-            logits = dot(state, lax.dynamic_slice_in_dim(unembed, first, size, 1), (1, 0))
+        def statistics(first, size, carry):
+            part, logits_BxV = carry
+            logits_BxW = dot(hidden_BxD, lax.dynamic_slice_in_dim(unembed, first, size, 1), (1, 0))
             if differentiate:
-                kept = lax.dynamic_update_slice_in_dim(kept, logits, first, 1)
-            return merge(part, summarise(logits, column - first)), kept
+                # Kept for the gradient below: B rows of logits at a time, in place of a second product per tile.
+                logits_BxV = lax.dynamic_update_slice_in_dim(logits_BxV, logits_BxW, first, 1)
+            return merge(part, summarise(logits_BxW, columns_B - first)), logits_BxV
 
-        part, rows_of_logits = over_blocks(vocab, tile, measure, (empty(block), rows_of_logits))
-        logprob, _, logsumexp = finish(across_shards(part, layout.vocab_axis))
-        loss -= jnp.sum(jnp.where(weight != 0, weight * logprob, 0))
+        part, logits_BxV = over_blocks(vocab, tile, statistics, (empty(block), logits_BxV))
+        logprob_B, _, logsumexp_B = finish(across_shards(part, layout.vocab_axis))
+        loss -= jnp.sum(jnp.where(weights_B != 0, weights_B * logprob_B, 0))
         if not differentiate:
-            return loss, d_hidden, d_unembed, rows_of_logits
-        scaled = (state * -weight[:, None]).astype(state.dtype)
+            return loss, d_hidden_TxD, d_unembed_VxD, logits_BxV
+        # The token's factor goes into the narrow operands (here, and into d_hidden below): one pass less over each tile.
+        scaled_BxD = (hidden_BxD * -weights_B[:, None]).astype(hidden_BxD.dtype)
 
-        def descend(first, size, carry):
-            d_state, d_unembed = carry
-            logits = lax.dynamic_slice_in_dim(rows_of_logits, first, size, 1)
-            slope = onehot_minus_softmax(logits, logsumexp, column - first).astype(unembed.dtype)
-            d_state += dot(slope, lax.dynamic_slice_in_dim(unembed, first, size, 1), (1, 1))
-            # [vocab, width]: XLA's CPU product into the other layout runs at half the speed.
-            d_block = lax.dynamic_slice_in_dim(d_unembed, first, size) + dot(slope, scaled, (0, 0))
-            return d_state, lax.dynamic_update_slice_in_dim(d_unembed, d_block, first, 0)
+        def gradients(first, size, carry):
+            d_hidden_BxD, d_unembed_VxD = carry
+            logits_BxW = lax.dynamic_slice_in_dim(logits_BxV, first, size, 1)
+            slope_BxW = onehot_minus_softmax(logits_BxW, logsumexp_B, columns_B - first).astype(unembed.dtype)
+            d_hidden_BxD += dot(slope_BxW, lax.dynamic_slice_in_dim(unembed, first, size, 1), (1, 1))
+            # Transposed, [V, D]: XLA's CPU product into the other layout runs at half the speed.
+            d_unembed_WxD = lax.dynamic_slice_in_dim(d_unembed_VxD, first, size)
+            d_unembed_WxD = d_unembed_WxD + dot(slope_BxW, scaled_BxD, (0, 0))
+            return d_hidden_BxD, lax.dynamic_update_slice_in_dim(d_unembed_VxD, d_unembed_WxD, first, 0)
 
-        d_state, d_unembed = over_blocks(
-            vocab, tile, descend, (jnp.zeros((block, width), jnp.float32), d_unembed)
+        d_hidden_BxD, d_unembed_VxD = over_blocks(
+            vocab, tile, gradients, (jnp.zeros((block, width), jnp.float32), d_unembed_VxD)
         )
-        d_state *= -weight[:, None]
-        return (
-            loss,
-            lax.dynamic_update_slice_in_dim(d_hidden, d_state, i * block, 0),
-            d_unembed,
-            rows_of_logits,
-        )
+        d_hidden_BxD *= -weights_B[:, None]
+        d_hidden_TxD = lax.dynamic_update_slice_in_dim(d_hidden_TxD, d_hidden_BxD, i * block, 0)
+        return loss, d_hidden_TxD, d_unembed_VxD, logits_BxV
 
-    shapes = (hidden.shape, (vocab, width), (block, vocab)) if differentiate else ()
+    shapes = (hidden_TxD.shape, (vocab, width), (block, vocab)) if differentiate else ()
     start = tuple(jnp.zeros(shape, jnp.float32) for shape in shapes) or (None,) * 3
-    loss, d_hidden, d_unembed, _ = lax.fori_loop(0, trips, over_tokens, (jnp.float32(0), *start))
+    loss, d_hidden_TxD, d_unembed_VxD, _ = lax.fori_loop(0, trips, over_tokens, (jnp.float32(0), *start))
     if layout.token_axes:
         loss = lax.psum(loss, layout.token_axes)
     if not differentiate:
         return (loss,)
     if layout.vocab_axis is not None:
-        d_hidden = lax.psum(d_hidden, layout.vocab_axis)
-    d_hidden = d_hidden[rank[:tokens]].astype(hidden.dtype)
-    return loss, d_hidden, sum_over_tokens(d_unembed.T, layout).astype(unembed.dtype)
+        d_hidden_TxD = lax.psum(d_hidden_TxD, layout.vocab_axis)
+    # Back to the callers' order, without the padding.
+    d_hidden_TxD = d_hidden_TxD[rank_T[:tokens]].astype(hidden.dtype)
+    return loss, d_hidden_TxD, sum_over_tokens(d_unembed_VxD.T, layout).astype(unembed.dtype)

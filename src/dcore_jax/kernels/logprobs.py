@@ -1,4 +1,4 @@
-"""`logprobs_and_entropy`: one name, three implementations, one gradient rule."""
+"""`logprobs_and_entropy`: the public function over three implementations, with one gradient rule (recomputation)."""
 
 from functools import partial
 from types import ModuleType
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dcore_jax.errors import UserError
+from dcore_jax.errors import UserError, check_choice
 from dcore_jax.kernels import blocked, pallas, reference
 from dcore_jax.kernels.mesh_axes import current_layout, on_shards, sum_over_tokens
 from dcore_jax.kernels.tiles import target_in_range
@@ -24,19 +24,20 @@ def logprobs_and_entropy(
     temperature: float | int | Float[Array, ""] = 1.0,
     implementation: str = "auto",
 ) -> tuple[Float[Array, " tokens"], Float[Array, " tokens"]]:
-    """Log-probability of each target and entropy of each distribution, straight from hidden states.
+    """Log-probability of each target and entropy of each distribution, from hidden states, without the logits in memory.
 
     With `l = hidden @ unembed / temperature` (accumulated in float32): `logprobs[t] = l[t, targets[t]] - logsumexp(l[t])`
     and `entropy[t] = -sum_v p log p`, `p = softmax(l[t])`, both `[tokens]` float32 in nats.
 
-    Differentiable in `hidden` and `unembed` through the log-probabilities only. The entropy has no gradient by
-    construction (its cotangent is ignored), and neither has `temperature`. A target outside [0, vocab) gives NaN.
-    Reverse mode only.
+    Differentiable in `hidden` and `unembed` (reverse mode), through the log-probabilities only: the entropy's cotangent is
+    ignored, and `temperature` has no gradient. A target outside [0, vocab) gives NaN.
 
-    implementation: `reference` (dense), `blocked` (plain JAX, any backend, sharded under `jax.set_mesh`), `pallas` (GPU
-    and TPU; interpreted on a CPU, for tests), or `auto`: blocked everywhere, until Pallas is measured to be faster.
+    Args:
+      implementation: `reference` (dense), `blocked` (plain JAX, any backend, sharded under `jax.set_mesh`), `pallas` (GPU and
+        TPU; interpreted on a CPU, for tests), or `auto`: blocked everywhere, until Pallas is measured to be faster.
 
-    Raises UserError for an unknown implementation or a temperature that is not positive.
+    Raises:
+      UserError: an unknown implementation, or a temperature that is not positive.
     """
     implementation = resolve(implementation)
     if isinstance(temperature, int | float) and not temperature > 0:
@@ -52,11 +53,8 @@ def logprobs_and_entropy(
 
 
 def resolve(implementation: str) -> str:
-    """The implementation that a name stands for; raises UserError for a name that is none."""
-    if implementation not in IMPLEMENTATIONS:
-        raise UserError(
-            f"implementation={implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}"
-        )
+    """The implementation of a name, `auto` resolved. Raises UserError for an unknown name."""
+    check_choice("implementation", implementation, IMPLEMENTATIONS)
     return "blocked" if implementation == "auto" else implementation
 
 
@@ -86,7 +84,7 @@ def _forward(hidden, unembed, targets, temperature, implementation):
 
 def _backward(implementation, residuals, cotangents):
     hidden, unembed, targets, temperature, logsumexp = residuals
-    cotangent, _ = cotangents  # that of the entropy is dropped: it has no gradient by construction
+    cotangent, _ = cotangents  # the entropy's is ignored: it has no gradient by definition
     kernel = _MODULES[implementation]
     layout = current_layout(*unembed.shape)
     tokens = hidden.shape[0]

@@ -1,7 +1,7 @@
-"""How the kernels lie on a mesh: tokens over the batch axes, the vocabulary over the tensor axis.
+"""How the kernels are sharded: tokens over the batch axes, the vocabulary over the tensor axis.
 
-Callers pass nothing but arrays: the mesh is the one of `jax.set_mesh`. Without a mesh, or when every axis has size 1, the
-kernels run as on one device.
+Callers pass arrays only: the mesh is the one of `jax.set_mesh`. Without a mesh, or when every axis has size 1, the kernels run
+as on one device.
 """
 
 import math
@@ -15,24 +15,20 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from dcore_jax.errors import UserError
+from dcore_jax.mesh import BATCH_AXES
 
-BATCH_AXES = ("data", "fsdp")  # tokens, [tokens, width] hidden states
-VOCAB_AXIS = "tensor"  # columns of the unembedding
-WIDTH_AXIS = "fsdp"  # rows of the unembedding at rest; gathered before use
+VOCAB_AXIS = "tensor"  # splits the columns of the unembedding
+WIDTH_AXIS = "fsdp"  # splits the rows of the unembedding between uses; they are gathered before use
 
 
 class Layout(NamedTuple):
-    """Which mesh axes split what; empty or None where nothing is split.
+    """Which mesh axes split what; empty or None where nothing is split."""
 
-    token_axes: axes over which the tokens are split, `token_shards` parts in all; vocab_axis: axis over which the
-    vocabulary is split; width_axis: axis over which the unembedding's gradient is scattered; axes: every axis in use.
-    """
-
-    axes: frozenset[str] = frozenset()
-    token_axes: tuple[str, ...] = ()
-    token_shards: int = 1
-    vocab_axis: str | None = None
-    width_axis: str | None = None
+    axes: frozenset[str] = frozenset()  # every axis in use
+    token_axes: tuple[str, ...] = ()  # over which tokens are split
+    token_shards: int = 1  # parts of the tokens in all
+    vocab_axis: str | None = None  # over which the vocabulary is split
+    width_axis: str | None = None  # over which the unembedding's gradient is scattered
 
     @property
     def tokens(self) -> P:
@@ -56,8 +52,14 @@ class Layout(NamedTuple):
 
 
 def current_layout(width: int, vocab: int) -> Layout:
-    """The layout on the mesh in force. A vocabulary that the tensor axis does not divide stays whole, and that axis
-    splits tokens instead, so no device repeats another's work."""
+    """The layout on the mesh in use.
+
+    A vocabulary that the tensor axis does not divide stays whole, and that axis splits tokens instead, so that no device repeats
+    another's work.
+
+    Raises:
+      UserError: the mesh has an Explicit axis.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     sizes = {}
     for name, size, kind in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types):
@@ -65,7 +67,7 @@ def current_layout(width: int, vocab: int) -> Layout:
             raise UserError(f"mesh axis {name!r} is Explicit; the kernels need axis_types=AxisType.Auto")
         if (
             kind == AxisType.Auto
-        ):  # a Manual axis belongs to a shard_map around us: its arrays are local already
+        ):  # a Manual axis belongs to a shard_map around this call: its arrays are local already
             sizes[name] = size
     if math.prod(sizes.values()) == 1:
         return Layout()
@@ -83,17 +85,17 @@ def current_layout(width: int, vocab: int) -> Layout:
 
 
 def on_shards(layout: Layout, function: Callable, in_specs: tuple, out_specs: tuple) -> Callable:
-    """`function` on each device's shard; the function itself when nothing is split."""
+    """`function` on each device's shard (`jax.shard_map`); the function itself when nothing is split."""
     if not layout.axes:
         return function
-    # The kernels bring their own gradients, so shard_map need not track what varies over which axis.
+    # The kernels have gradient rules of their own, so shard_map need not track which values vary over which axis.
     return jax.shard_map(
         function, in_specs=in_specs, out_specs=out_specs, axis_names=set(layout.axes), check_vma=False
     )
 
 
 def sum_over_tokens(grad: Float[Array, "width vocab"], layout: Layout) -> Float[Array, "_ vocab"]:
-    """The unembedding's gradient of all tokens from those of the shards, scattered over width as `d_unembed` says."""
+    """Sums the unembedding's gradient over all shards of the tokens; scattered over width as `Layout.d_unembed` says."""
     whole = tuple(name for name in layout.token_axes if name != layout.width_axis)
     if layout.width_axis is not None:
         grad = lax.psum_scatter(grad, layout.width_axis, scatter_dimension=0, tiled=True)

@@ -1,11 +1,14 @@
-"""The logits of a tile in a Pallas kernel, never written to memory: one text for GPUs (Triton) and TPUs (Mosaic).
+"""Log-probabilities and entropy as Pallas kernels whose logits are never written to memory: one kernel source for GPU and TPU.
 
-A GPU's programs run in any order and a TPU's in sequence, so no program here builds on another: each reduces its own tile, and
-plain JAX merges the results. Forward: a tile becomes four numbers per token. Backward: a tile becomes its slope
-`onehot - softmax`, and XLA multiplies the slopes of one vocabulary block with hidden states and unembedding, as in
-`blocked.backward`. Tiles are held transposed, [vocab, tokens], which puts per-token rows along a TPU's lanes.
+A GPU's programs (Triton) run in any order and a TPU's (Mosaic) in sequence, so no program here uses another one's result: each
+reduces its own tile, and plain JAX merges the results. Forward: a tile becomes four numbers per token. Backward: a tile becomes
+its slope `onehot - softmax`, and XLA multiplies the slopes of one vocabulary block by hidden states and unembedding, as in
+`blocked.backward`.
 
-On a CPU the kernels are interpreted: right, slow, and meant for tests.
+On a CPU the kernels are interpreted: correct and slow, for tests.
+
+Shape letters: T tokens, D width, V vocabulary; B tokens and W columns of a tile, K the part of the width in one product. Tiles
+are transposed, [W, B], which puts per-token rows along a TPU's lanes.
 """
 
 from functools import partial
@@ -22,15 +25,15 @@ from dcore_jax.kernels.tiles import LOWEST, Softmax, dot, finish, rescale
 
 
 class Tile(NamedTuple):
-    """Sizes of one program's work: tokens x vocab logits, summed over `depth` of the width at a time."""
+    """Sizes of one program's tile of logits."""
 
-    tokens: int
-    vocab: int
-    depth: int
+    tokens: int  # B
+    vocab: int  # W
+    depth: int  # K: the width is summed in steps of it
 
 
-# 128 columns divide Qwen's 151,936 (2^7 x 1,187) and Llama's 128,256: any more would need a padded copy of the unembedding.
-# The interpreter (cpu) pays per tile, so its tiles are large.
+# 128 columns divide Qwen's 151,936 (2^7 x 1,187) and Llama's 128,256: more columns would need a padded copy of the unembedding.
+# The interpreter (cpu) costs time per tile, so its tiles are large.
 TILES = {"cpu": Tile(8, 2048, 32), "gpu": Tile(128, 128, 64), "tpu": Tile(256, 128, 128)}
 
 
@@ -41,10 +44,11 @@ def forward(
     temperature: Float[Array, ""],
     vocab_axis: str | None = None,
 ) -> tuple[Float[Array, " tokens"], Float[Array, " tokens"], Float[Array, " tokens"]]:
-    """(logprobs, entropy, logsumexp), each [tokens] float32. Temporary memory: 16 bytes per token and 128 columns."""
-    targets = blocked.local_columns(targets, unembed.shape[1], vocab_axis)
+    """(logprobs, entropy, logsumexp), each [T] float32. Temporary memory: 16 bytes for each token and 128 columns."""
+    columns_T = blocked.local_columns(targets, unembed.shape[1], vocab_axis)
+    # One statistic per tile and token, [V / W, 1, T]: what `tiles.merge` does step by step is one reduction here.
     parts = Softmax(
-        *(x[:, 0] for x in _over_tiles(_summarise_tile, hidden, unembed, (targets,), temperature))
+        *(x[:, 0] for x in _over_tiles(_summarise_tile, hidden, unembed, (columns_T,), temperature))
     )
     parts = rescale(parts, jnp.max(parts.maximum, axis=0))
     whole = Softmax(parts.maximum, *(jnp.sum(x, axis=0) for x in parts[1:]))
@@ -60,7 +64,7 @@ def backward(
     cotangent: Float[Array, " tokens"],
     vocab_axis: str | None = None,
 ) -> tuple[Float[Array, "tokens width"], Float[Array, "width vocab"]]:
-    """As `blocked.backward`, with the slope of each block from the kernel."""
+    """As `blocked.backward`, with the slope of each block computed by the kernel."""
     return blocked.backward(
         hidden, unembed, targets, temperature, logsumexp, cotangent, vocab_axis, slope_of=slope_of_block
     )
@@ -73,37 +77,39 @@ def slope_of_block(
     logsumexp: Float[Array, " tokens"],
     columns: Int[Array, " tokens"],
 ) -> Float[Array, "tokens block"]:
-    """`onehot - softmax` of one block of the vocabulary, in the unembedding's dtype."""
+    """The slope `onehot - softmax` of one block of the vocabulary, in the unembedding's dtype."""
     return _over_tiles(_slope_tile, hidden, unembed, (columns, logsumexp), temperature).T
 
 
 def _logits_tile(hidden_ref, unembed_ref, inverse_ref, *, tile: Tile):
-    """Logits [vocab, tokens] of this program's tile, divided by the temperature."""
+    """Logits [W, B] of this program's tile, times the inverse temperature."""
 
-    def step(k, total):
+    def step(k, total_WxB):
         part = pl.ds(pl.multiple_of(k * tile.depth, tile.depth), tile.depth)
-        return total + dot(unembed_ref[part, :], hidden_ref[:, part], (0, 1))
+        return total_WxB + dot(unembed_ref[part, :], hidden_ref[:, part], (0, 1))
 
-    zeros = jnp.zeros((tile.vocab, tile.tokens), jnp.float32)
-    return lax.fori_loop(0, hidden_ref.shape[1] // tile.depth, step, zeros) * inverse_ref[...]
+    zeros_WxB = jnp.zeros((tile.vocab, tile.tokens), jnp.float32)
+    return lax.fori_loop(0, hidden_ref.shape[1] // tile.depth, step, zeros_WxB) * inverse_ref[...]
 
 
 def _rows(tile: Tile):
-    """The vocabulary column that each row of this program's tile stands for."""
+    """The vocabulary column of each row of this program's tile, [W, B]."""
     return lax.broadcasted_iota(jnp.int32, (tile.vocab, tile.tokens), 0) + pl.program_id(1) * tile.vocab
 
 
 def _summarise_tile(hidden_ref, unembed_ref, inverse_ref, targets_ref, *out_refs, tile: Tile, vocab: int):
-    logits = _logits_tile(hidden_ref, unembed_ref, inverse_ref, tile=tile)
-    rows = _rows(tile)
-    target = jnp.sum(jnp.where(rows == targets_ref[...], logits, 0.0), axis=0, keepdims=True)
+    """The four statistics of `tiles.Softmax` of this program's tile, each [1, B]."""
+    logits_WxB = _logits_tile(hidden_ref, unembed_ref, inverse_ref, tile=tile)
+    rows_WxB = _rows(tile)
+    target = jnp.sum(jnp.where(rows_WxB == targets_ref[...], logits_WxB, 0.0), axis=0, keepdims=True)
     if vocab % tile.vocab:
-        logits = jnp.where(rows < vocab, logits, LOWEST)
-    maximum = jnp.max(logits, axis=0, keepdims=True)
-    shifted = logits - maximum
-    weight = jnp.exp(shifted)
-    total = jnp.sum(weight, axis=0, keepdims=True)
-    moment = jnp.sum(shifted * weight, axis=0, keepdims=True)
+        # Columns of the padding must not count.
+        logits_WxB = jnp.where(rows_WxB < vocab, logits_WxB, LOWEST)
+    maximum = jnp.max(logits_WxB, axis=0, keepdims=True)
+    shifted_WxB = logits_WxB - maximum
+    weight_WxB = jnp.exp(shifted_WxB)
+    total = jnp.sum(weight_WxB, axis=0, keepdims=True)
+    moment = jnp.sum(shifted_WxB * weight_WxB, axis=0, keepdims=True)
     for out_ref, value in zip(out_refs, (maximum, total, moment, target)):
         out_ref[...] = value
 
@@ -111,21 +117,25 @@ def _summarise_tile(hidden_ref, unembed_ref, inverse_ref, targets_ref, *out_refs
 def _slope_tile(
     hidden_ref, unembed_ref, inverse_ref, targets_ref, logsumexp_ref, out_ref, *, tile: Tile, vocab: int
 ):
-    del vocab  # rows past the end are cut off by the caller
-    logits = _logits_tile(hidden_ref, unembed_ref, inverse_ref, tile=tile)
-    onehot = (_rows(tile) == targets_ref[...]).astype(jnp.float32)
-    out_ref[...] = (onehot - jnp.exp(logits - logsumexp_ref[...])).astype(out_ref.dtype)
+    """`onehot - softmax` of this program's tile, [W, B]."""
+    del vocab  # rows beyond it are cut off by the caller
+    logits_WxB = _logits_tile(hidden_ref, unembed_ref, inverse_ref, tile=tile)
+    onehot_WxB = (_rows(tile) == targets_ref[...]).astype(jnp.float32)
+    out_ref[...] = (onehot_WxB - jnp.exp(logits_WxB - logsumexp_ref[...])).astype(out_ref.dtype)
 
 
 def _over_tiles(kernel, hidden, unembed, per_token: tuple[Array, ...], temperature) -> Any:
-    """`kernel` on every tile of [tokens, vocab]; `_summarise_tile` gives four [vocab tiles, 1, tokens] float32 arrays,
-    `_slope_tile` gives [vocab, tokens]."""
+    """Runs `kernel` on every tile of the logits.
+
+    Returns:
+      Of `_summarise_tile` four float32 arrays [V / W, 1, T], of `_slope_tile` one array [V, T].
+    """
     (tokens, width), vocab = hidden.shape, unembed.shape[1]
     backend = target_backend()
     tile = TILES[backend]
     inverse = jnp.broadcast_to(1 / temperature, (tokens,))
     rows, depth, columns = -tokens % tile.tokens, -width % tile.depth, -vocab % tile.vocab
-    # Only sizes that the tile does not divide are copied; Triton reads past an array's end without complaint.
+    # Padded, since Triton reads past an array's end without an error; a size that the tile divides is not copied.
     hidden = jnp.pad(hidden, ((0, rows), (0, depth))) if rows or depth else hidden
     unembed = jnp.pad(unembed, ((0, depth), (0, columns))) if depth or columns else unembed
     per_token = tuple(jnp.pad(x, (0, rows))[None] for x in (inverse, *per_token))
@@ -155,14 +165,14 @@ def _over_tiles(kernel, hidden, unembed, per_token: tuple[Array, ...], temperatu
 
 
 def target_backend() -> str:
-    """`gpu`, `tpu`, or `cpu` for anything else, which is interpreted."""
+    """`gpu`, `tpu`, or `cpu` for any other backend: there the kernels are interpreted."""
     return jax.default_backend() if jax.default_backend() in ("gpu", "tpu") else "cpu"
 
 
 def _compiler_params(backend: str, dtype):
     if backend != "gpu":
         return None
-    # Without parameters JAX would choose Mosaic GPU, which is being withdrawn from pallas_call.
+    # Without parameters JAX would choose Mosaic GPU, which is being removed from pallas_call.
     from jax.experimental.pallas import triton
 
     # The pipeline's stages must fit in 164 KiB of shared memory: 32 KiB each in bfloat16, 64 KiB in float32.

@@ -1,4 +1,4 @@
-"""The dense definition: every logit at once, gradients by JAX itself. Slow and large; the others are held to it."""
+"""The dense definition: all logits at once, gradients by JAX's autodiff. Slow and large; the tests compare the others with it."""
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ def logprobs_and_entropy(
     log_p = jax.nn.log_softmax(logits, axis=-1)
     inside = target_in_range(targets, unembed.shape[1])
     logprobs = jnp.take_along_axis(log_p, jnp.where(inside, targets, 0)[:, None], axis=1)[:, 0]
-    frozen = jax.lax.stop_gradient(log_p)
-    entropy = -jnp.sum(jnp.exp(frozen) * frozen, axis=-1)
+    constant = jax.lax.stop_gradient(log_p)
+    entropy = -jnp.sum(jnp.exp(constant) * constant, axis=-1)
     return jnp.where(inside, logprobs, jnp.nan), entropy
 
 

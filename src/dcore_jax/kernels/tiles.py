@@ -1,4 +1,4 @@
-"""Arithmetic that every implementation shares, and the block sizes (docs/results/kernels.md has the measurements)."""
+"""Arithmetic that all implementations share (online softmax, float32 products), and block sizes (docs/results/kernels.md)."""
 
 from typing import NamedTuple
 
@@ -15,17 +15,17 @@ TILE_ENTRIES = {"cpu": 4 * 2**20, "gpu": 128 * 2**20, "tpu": 32 * 2**20}
 ROW_ENTRIES = {"cpu": 80 * 2**20, "gpu": 512 * 2**20, "tpu": 128 * 2**20}
 MIN_ROWS = 128
 MAX_ROWS = {"cpu": 512, "gpu": 2048, "tpu": 1024}
-# Block starts are multiples of the lane width that SIMD registers, tensor cores and TPU lanes are happy with.
+# Block starts are multiples of this, which suits SIMD registers, tensor cores and TPU lanes.
 LANES = 128
-# Low enough to lose against every logit, high enough that its difference to any of them stays finite.
+# Below every logit, and finite, so that its difference from any of them is finite too.
 LOWEST = -1e30
 
 
 class Softmax(NamedTuple):
-    """Running statistics of softmax over the part of the vocabulary seen so far, each `[tokens]` float32.
+    """Running statistics of a softmax over a part of the vocabulary, each `[tokens]` float32.
 
     maximum: max of the logits; total: `sum exp(l - maximum)`; moment: `sum (l - maximum) exp(l - maximum)`;
-    target: the logit of the target token, 0 while it has not been seen.
+    target: the logit of the target token, 0 if it is not in this part.
     """
 
     maximum: Float[Array, " tokens"]
@@ -35,7 +35,7 @@ class Softmax(NamedTuple):
 
 
 def empty(tokens: int) -> Softmax:
-    """Statistics of no vocabulary at all: the neutral element of `merge`."""
+    """Statistics of an empty part of the vocabulary: the neutral element of `merge`."""
     zeros = jnp.zeros((tokens,), jnp.float32)
     return Softmax(jnp.full((tokens,), LOWEST, jnp.float32), zeros, zeros, zeros)
 
@@ -49,7 +49,7 @@ def summarise(logits: Float[Array, "tokens block"], columns: Int[Array, " tokens
 
 
 def rescale(part: Softmax, maximum: Float[Array, " tokens"]) -> Softmax:
-    """The same statistics about a larger maximum."""
+    """The same statistics relative to another, larger maximum."""
     shift = part.maximum - maximum
     factor = jnp.exp(shift)
     return Softmax(maximum, part.total * factor, (part.moment + shift * part.total) * factor, part.target)
@@ -67,12 +67,12 @@ def finish(
 ) -> tuple[Float[Array, " tokens"], Float[Array, " tokens"], Float[Array, " tokens"]]:
     """(logprob of the target, entropy, logsumexp), from the statistics of the whole vocabulary.
 
-    With `Z = total`: logprob = (target - maximum) - log Z and entropy = log Z - moment / Z. Taking the maximum out of
-    both keeps float32's digits when all logits are large.
+    With `Z = total`: logprob = (target - maximum) - log Z and entropy = log Z - moment / Z. Subtracting the maximum first keeps
+    float32's precision when all logits are large.
     """
     log_total = jnp.log(whole.total)
     logprob = (whole.target - whole.maximum) - log_total
-    # The exact entropy is never negative; a rounding residue may be.
+    # The exact entropy is never negative; a rounding error may make it so.
     entropy = jnp.maximum(log_total - whole.moment / whole.total, 0.0)
     return logprob, entropy, whole.maximum + log_total
 
@@ -85,7 +85,7 @@ def pick(logits: Float[Array, "tokens block"], columns: Int[Array, " tokens"]) -
 
 
 def target_in_range(targets: Int[Array, " tokens"], vocab: int) -> Bool[Array, " tokens"]:
-    """Which targets name one of `vocab` columns."""
+    """Whether each target is one of `vocab` columns."""
     return (targets >= 0) & (targets < vocab)
 
 
@@ -118,9 +118,9 @@ def vocab_block(tokens: int, vocab: int) -> int:
 
 
 def over_blocks(length: int, block: int, body, carry):
-    """`carry = body(start, size, carry)` over [0, length) in blocks; `size` is static, `start` may be traced.
+    """A loop `carry = body(start, size, carry)` over [0, length) in blocks; `size` is static, `start` may be traced.
 
-    The last, shorter block is traced by itself, so that no block needs a mask.
+    The last, shorter block is traced separately, so that no block needs a mask.
     """
     full, rest = divmod(length, block)
     if full == 1:

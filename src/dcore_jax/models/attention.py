@@ -34,7 +34,7 @@ def segment_mask(segment_ids: Int[Array, "batch length"]) -> Bool[Array, "batch 
 def choose_implementation(
     implementation: str, *, platform: str, dtype: jnp.dtype, head_dim: int, length: int
 ) -> AttentionImplementation:
-    """Resolves `auto` and refuses what the platform cannot do, naming the mend. `length` is the row length in tokens."""
+    """Resolves `auto` and refuses what the platform cannot do, naming the fix. `length` is the row length in tokens."""
     if implementation not in get_args(AttentionImplementation):
         raise UserError(
             f"attention {implementation!r} is unknown; choose one of {', '.join(get_args(AttentionImplementation))}"

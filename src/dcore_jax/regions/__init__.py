@@ -1,4 +1,4 @@
-"""Regions of a response (format, tool name, parameters, thinking), found on the sampled token ids."""
+"""Regions of a response (format, tool name, parameters, thinking), as labels of the sampled token ids."""
 
 from dcore_jax.regions.assign import response_regions, token_regions
 from dcore_jax.regions.region import PAPER_RULES, RELEASE_RULES, Region, RegionRules, RegionValues, Span

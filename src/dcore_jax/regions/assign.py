@@ -1,4 +1,4 @@
-"""From byte spans to tokens, and from responses to a padded array of regions."""
+"""Region labels of tokens: byte spans to tokens, and responses to a padded array."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,8 +11,7 @@ from dcore_jax.regions.region import PAPER_RULES, Region, RegionRules
 from dcore_jax.regions.spans import region_spans
 from dcore_jax.regions.token_bytes import TokenBytes
 
-# Of regions that cover equally many bytes of a token the first here takes it: scarce regions before plentiful
-# ones.
+# Where regions cover equally many bytes of a token, the first of these gets it: rare regions before frequent ones.
 _TIE_ORDER = (Region.NAME, Region.PARAMETERS, Region.FORMAT, Region.THINKING, Region.OUTSIDE)
 _TIE_SCORE = np.array([len(_TIE_ORDER) - _TIE_ORDER.index(region) for region in Region])
 
@@ -24,13 +23,18 @@ def token_regions(
     *,
     rules: RegionRules = PAPER_RULES,
 ) -> Int8[np.ndarray, "tokens"]:
-    """The `Region` of every sampled token of one response.
+    """The `Region` of every sampled token of one response; any ids give a result.
 
-    A token that lies over a border belongs to the region that covers most of its bytes; on equal shares to
-    the first of name, parameters, format, thinking, outside. Nothing is re-tokenised, so the result always
-    aligns with `token_ids`. `tokenizer` is a Hugging Face tokenizer or a `TokenBytes` of one (make it once
-    when there are many responses). Total: any ids give a result. Raises `UserError` for an unknown call
-    format.
+    A token across a border belongs to the region that covers most of its bytes; on equal shares to the first of name, parameters,
+    format, thinking, outside. Nothing is re-tokenised, so the result always aligns with `token_ids`.
+
+    Args:
+      tokenizer: a Hugging Face tokenizer, or a `TokenBytes` of one, made once for many responses.
+      call_format: one of `calls.CALL_FORMATS`.
+      rules: where the borders of regions are.
+
+    Raises:
+      UserError: an unknown call format.
     """
     token_bytes = tokenizer if isinstance(tokenizer, TokenBytes) else TokenBytes(tokenizer)
     pieces = token_bytes(token_ids)
@@ -56,7 +60,8 @@ def response_regions(
 ) -> Int8[np.ndarray, "responses tokens"]:
     """`token_regions` of many responses, padded with `Region.OUTSIDE` to `length` tokens.
 
-    Raises `UserError` when a response is longer than `length`.
+    Raises:
+      UserError: a response is longer than `length`, or an unknown call format.
     """
     token_bytes = tokenizer if isinstance(tokenizer, TokenBytes) else TokenBytes(tokenizer)
     regions = np.full((len(responses), length), Region.OUTSIDE, dtype=np.int8)

@@ -1,4 +1,4 @@
-"""The regions of ResT (arXiv 2509.21826) as data."""
+"""The regions of a response that ResT (arXiv 2509.21826) weights differently."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 
 class Region(IntEnum):
-    """What a token of a response is part of. The number is the row in every table of region values."""
+    """The part of a response that a token belongs to. The number is the index into every table of region values."""
 
-    OUTSIDE = 0  # free text, replies, padding: anything the other four do not claim
+    OUTSIDE = 0  # free text, replies, padding: anything that is in none of the other four
     FORMAT = (
-        1  # tags, and under `RegionRules.punctuation_is_format` the call syntax around names and parameters
+        1  # tags, and with `RegionRules.punctuation_is_format` the call syntax around names and parameters
     )
     NAME = 2  # the tool's name, without quotes
-    PARAMETERS = 3  # the arguments: the JSON value, or what stands between the parentheses of a Python call
-    THINKING = 4  # what stands between <think> and </think>
+    PARAMETERS = 3  # the arguments: the JSON value, or the text between the parentheses of a Python call
+    THINKING = 4  # the text between <think> and </think>
 
 
 class Span(NamedTuple):
@@ -27,7 +27,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class RegionRules:
-    """Where the paper's text and the authors' code draw the borders of regions differently."""
+    """Rules on which the paper's text and the authors' released code differ."""
 
     all_calls: bool = True
     """Mark every call of a block; otherwise only the first, as the released code's search does."""
@@ -55,5 +55,5 @@ class RegionValues:
     """For the thought."""
 
     def table(self) -> tuple[float, float, float, float, float]:
-        """The values in the order of `Region`, to be indexed by region numbers."""
+        """The values in the order of `Region`, for indexing by region."""
         return (self.outside, self.format, self.name, self.parameters, self.thinking)

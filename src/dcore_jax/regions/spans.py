@@ -1,16 +1,15 @@
-"""Where names, parameters, format and thinking stand in a response's text, in each of the three call formats.
+"""Byte spans of names, parameters, format and thinking in a response's text, for each of the three call formats.
 
-The scanners work on bytes seen as Latin-1: one character is one byte, every delimiter is ASCII, and no byte
-of a multi-byte UTF-8 character can be taken for one. They accept any text, finished or cut off, valid or not,
-in time linear in its length, and never raise: what they cannot place stays outside. They find places;
-`dcore_jax.calls` decides validity.
+The scanners work on bytes decoded as Latin-1: one character is one byte, every delimiter is ASCII, and no byte of a multi-byte
+UTF-8 character equals one. They accept any text, complete or cut off, valid or not, in linear time, and never raise: what they do
+not recognise is outside. They only locate; `dcore_jax.calls` decides whether calls are valid.
 """
 
 import re
 from collections.abc import Iterator
 
 from dcore_jax.calls import CALL_FORMATS
-from dcore_jax.errors import UserError
+from dcore_jax.errors import check_choice
 from dcore_jax.regions.region import PAPER_RULES, Region, RegionRules, Span
 
 _OPEN_THOUGHT, _CLOSE_THOUGHT = "<think>", "</think>"
@@ -19,9 +18,9 @@ _ANSWER_TAG = {
     "tags": re.compile(r"<(/?)(tool_call|response)>"),
     "qwen": re.compile(r"<(/?)(tool_call)>"),
 }
-# A JSON string (also one cut off at the end of the block) or one character of JSON's structure.
+# A JSON string (also one that is cut off at the end of the block) or a structural character of JSON.
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[{}\[\]:,]', re.DOTALL)
-# The same for the arguments of a Python call, whose strings may also be single-quoted or tripled.
+# The same for the arguments of a Python call, whose strings may also be single-quoted or triple-quoted.
 _PYTHON_TOKEN = re.compile(
     r'"""(?:[^"\\]|\\.|"(?!""))*+(?:"""|\\?\Z)'
     r"|'''(?:[^'\\]|\\.|'(?!''))*+(?:'''|\\?\Z)"
@@ -32,7 +31,7 @@ _PYTHON_TOKEN = re.compile(
 )
 # A call list opens the answer; prose such as "see [1]" does not count.
 _LIST_OPENS = re.compile(r"[ \t\r\n]*+\[")
-# A bare name is whatever stands before the parenthesis; one that cannot stand bare is written as a string.
+# A bare name is any text before the parenthesis; names with special characters are written as strings.
 _PYTHON_NAME = re.compile(
     r"""[ \t\r\n]*+(?:"((?:[^"\\\n]|\\.)++)"|'((?:[^'\\\n]|\\.)++)'|([^\[\](){}"'=,\n]++))[ \t]*+\("""
 )
@@ -44,15 +43,20 @@ _REGION_OF_KEY = {"name": Region.NAME, "parameters": Region.PARAMETERS, "argumen
 
 
 def region_spans(text: bytes | str, call_format: str, *, rules: RegionRules = PAPER_RULES) -> list[Span]:
-    """Disjoint, sorted byte spans of `text` (UTF-8), each with its region; what lies between them is OUTSIDE.
+    """Disjoint, sorted byte spans of `text` (UTF-8), each with its region; the bytes between them are OUTSIDE.
 
-    `call_format` is `python` (D-CORE: `[f(a="x"), g()]`), `tags` (ToolRL, ResT: `<tool_call>` with one JSON
-    object a line) or `qwen` (one `<tool_call>` per call). A response that begins inside a thought (the prompt
-    ended with `<think>`) is thinking up to its `</think>`; a thought or call that is cut off reaches to the
-    end. Raises `UserError` for an unknown call format and for nothing else.
+    A response that starts inside a thought (the prompt ended with `<think>`) is THINKING up to its `</think>`. A thought or call
+    that is cut off extends to the end.
+
+    Args:
+      call_format: `python` (D-CORE: `[f(a="x"), g()]`), `tags` (ToolRL, ResT: `<tool_call>` with one JSON object per line) or
+        `qwen` (one `<tool_call>` per call).
+      rules: where the borders of regions are.
+
+    Raises:
+      UserError: an unknown call format, and nothing else.
     """
-    if call_format not in CALL_FORMATS:
-        raise UserError(f"call format {call_format!r} is unknown; choose one of {', '.join(CALL_FORMATS)}")
+    check_choice("call format", call_format, CALL_FORMATS)
     data = text.encode("utf-8", errors="surrogatepass") if isinstance(text, str) else text
     spans = _scan(data.decode("latin-1"), call_format, rules)
     return sorted(span for span in spans if span.start < span.end)
@@ -81,7 +85,7 @@ def _scan(text: str, call_format: str, rules: RegionRules) -> Iterator[Span]:
 
 
 def _tag_end(text: str, end: int, rules: RegionRules) -> int:
-    """The newlines after a tag are part of what the format asks for, unless only the tags count."""
+    """Where a tag ends: newlines after it belong to the format too, unless only the tags count."""
     if rules.punctuation_is_format:
         while end < len(text) and text[end] == "\n":
             end += 1
@@ -95,10 +99,10 @@ def _tagged(text: str, start: int, call_format: str, rules: RegionRules) -> Iter
         closing, kind = bool(tag[1]), tag[2]
         if block >= 0:
             if not (closing and kind == "tool_call"):
-                continue  # a block ends at its own closing tag, whatever else its strings mention
+                continue  # a block ends at its own closing tag, whatever tags its strings hold
             yield from _json_calls(text, block, tag.start(), rules)
         elif closing and kind == "tool_call":
-            continue  # closes nothing: plain text
+            continue  # closes no block: plain text
         end = _tag_end(text, tag.end(), rules)
         yield Span(tag.start(), end, Region.FORMAT)
         block = end if kind == "tool_call" and not closing else -1
@@ -107,7 +111,7 @@ def _tagged(text: str, start: int, call_format: str, rules: RegionRules) -> Iter
 
 
 def _fill(start: int, end: int, claimed: list[Span], rules: RegionRules) -> Iterator[Span]:
-    """`claimed` (sorted, within start..end), and FORMAT for the rest where punctuation counts as format."""
+    """The `claimed` spans (sorted, within start..end), and FORMAT for the rest where punctuation counts as format."""
     yield from claimed
     if rules.punctuation_is_format:
         for span in claimed:
@@ -142,7 +146,7 @@ def _json_objects(text: str, start: int, end: int) -> Iterator[tuple[int, int, l
     for match in _JSON_TOKEN.finditer(text, start, end):
         token = text[match.start()]
         if depth == 0:
-            if token == "{":  # whatever stands before it, such as the bracket of a list, is not an object
+            if token == "{":  # anything before it, such as the bracket of a list, is not an object
                 depth, opened, key, value, claimed = 1, match.start(), "", -1, []
         elif token in "{[":
             depth += 1
@@ -164,7 +168,7 @@ def _json_objects(text: str, start: int, end: int) -> Iterator[tuple[int, int, l
 
 
 def _claim(text: str, key: str, start: int, end: int, claimed: list[Span]) -> list[Span]:
-    """`claimed` and the value between `start` and `end` if its key is one of ours, the first of its kind."""
+    """`claimed`, and the value from `start` to `end` if its key names a region that no earlier value has."""
     region = _REGION_OF_KEY.get(key)
     if start < 0 or region is None or any(span.region is region for span in claimed):
         return claimed
@@ -180,7 +184,7 @@ def _claim(text: str, key: str, start: int, end: int, claimed: list[Span]) -> li
 
 
 def _python_calls(text: str, start: int, rules: RegionRules) -> Iterator[Span]:
-    """The list `[name(arguments), ...]` that opens an answer; a name is whatever stands before `(`."""
+    """The list `[name(arguments), ...]` at the start of an answer; a name is any text before `(`."""
     opening = _LIST_OPENS.match(text, start)
     if opening:
         claimed, closed = _python_list(text, opening.end(), len(text), rules)
@@ -189,7 +193,7 @@ def _python_calls(text: str, start: int, rules: RegionRules) -> Iterator[Span]:
 
 
 def _python_list(text: str, start: int, end: int, rules: RegionRules) -> tuple[list[Span], int]:
-    """Spans of the calls after a `[`, and where the list (or what is weighted of it) ends."""
+    """Spans of the calls after a `[`, and where the list (or, without `all_calls`, its first call) ends."""
     claimed: list[Span] = []
     position = start
     while name := _PYTHON_NAME.match(text, position, end):
@@ -209,7 +213,7 @@ def _python_list(text: str, start: int, end: int, rules: RegionRules) -> tuple[l
 
 
 def _closing_parenthesis(text: str, start: int, end: int) -> int:
-    """Where the parenthesis opened before `start` closes, or `end` when it never does."""
+    """Position of the parenthesis that closes the one before `start`, or `end` if there is none."""
     depth = 1
     for match in _PYTHON_TOKEN.finditer(text, start, end):
         token = text[match.start()]

@@ -1,8 +1,7 @@
-"""Token ids to the bytes they stand for, one token at a time.
+"""The bytes of each token.
 
-Decoding a token alone cannot give text when a character is split over several tokens, and re-tokenising the
-text need not give back the sampled ids. Bytes have neither problem: the bytes of the tokens, joined, are the
-text.
+A single token cannot be decoded to text when a character is split over several tokens, and re-tokenising the text need not give
+the sampled ids. Bytes have neither problem: the concatenated bytes of the tokens are the text.
 """
 
 import json
@@ -25,7 +24,7 @@ _ALPHABET = _byte_level_alphabet()
 
 
 def _alphabet_kind(tokenizer: Any) -> str:
-    """`byte_level`, `sentencepiece` or `plain`, read from the decoder of a fast tokenizer."""
+    """`byte_level`, `sentencepiece` or `plain`, from the decoder of a fast tokenizer."""
     decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
     if decoder is None:
         return "plain"
@@ -38,12 +37,11 @@ def _alphabet_kind(tokenizer: Any) -> str:
 
 
 class TokenBytes:
-    """Maps token ids of one tokenizer to bytes; remembers what it has looked up.
+    """Maps token ids of one tokenizer to bytes, with a cache.
 
-    Byte-level BPE (Qwen, Llama 3) is exact. SentencePiece pieces are exact but for a leading space, which
-    their decoder drops from the first word. Any other tokenizer falls back on decoding each id alone. Added
-    tokens such as `<tool_call>` and `<|im_end|>` are their own text. Ids without a token (the padding of an
-    embedding) are empty.
+    Byte-level BPE (Qwen, Llama 3) is exact. SentencePiece is exact except for the leading space of the first word, which its
+    decoder drops. With any other tokenizer each id is decoded alone. Added tokens such as `<tool_call>` and `<|im_end|>` are
+    their own text. Ids without a token (an embedding's padding) give empty bytes.
     """
 
     def __init__(self, tokenizer: Any):
@@ -54,7 +52,7 @@ class TokenBytes:
         }
 
     def __call__(self, token_ids: Sequence[int]) -> list[bytes]:
-        """The bytes of each id: a list as long as `token_ids`."""
+        """The bytes of each id, in the same order."""
         return [self._lookup(int(token_id)) for token_id in token_ids]
 
     def _lookup(self, token_id: int) -> bytes:

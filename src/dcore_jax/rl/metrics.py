@@ -140,7 +140,7 @@ class StepLog:
         self._file = path.open("a")
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Writes all rows and flushes, so that whoever watches the file sees whole steps."""
+        """Writes all rows and flushes, so that a reader of the file sees whole steps."""
         for row in rows:
             self._file.write(json.dumps(row) + "\n")
         self._file.flush()

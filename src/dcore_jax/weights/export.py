@@ -1,39 +1,39 @@
-"""A decoder back to a Hugging Face folder: sharded safetensors with index, config, generation config and tokenizer files."""
+"""Export of a decoder as a Hugging Face folder: sharded safetensors with index, config, generation config and tokenizer files."""
 
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 from jax.experimental import multihost_utils
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
-from tqdm import tqdm
 
+from dcore_jax.atomic import atomic_folder
+from dcore_jax.dtypes import dtype_of
 from dcore_jax.errors import UserError
 from dcore_jax.models import Decoder, ModelConfig
-from dcore_jax.weights.load import _DTYPES, Tensors, local_folder
+from dcore_jax.progress import progress_bar
+from dcore_jax.weights.load import SAFETENSORS_DTYPES, Tensors, local_folder
 from dcore_jax.weights.names import EMBEDDING, LM_HEAD, Parameter, parameter_values, parameters
 
-# Everything of a source folder that is neither weights nor their index travels along.
+# Files of a source folder that are copied: all but weights, their index and config.json.
 _COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*")
-_TORCH_NAMES = {
-    np.dtype(np.float32): "float32",
-    np.dtype(np.float16): "float16",
-    np.dtype(ml_dtypes.bfloat16): "bfloat16",
-}
 
 
 def hf_tensors(decoder: Decoder, *, dtype: Any = None) -> Iterator[tuple[str, np.ndarray]]:
-    """Every Hugging Face tensor of the decoder with its name, layer by layer in the order transformers writes.
+    """Every Hugging Face tensor of the decoder with its name, layer by layer in the order of transformers.
 
-    One tensor is on the host at a time. In a run of several processes every process must iterate.
+    One tensor is on the host at a time. With several processes every process must iterate: each tensor is gathered from all of
+    them.
+
+    Args:
+      dtype: of all tensors; by default each one's own.
     """
     values, config = parameter_values(decoder), decoder.config
     rows = parameters(config)
@@ -65,53 +65,50 @@ def export_decoder(
     max_shard_bytes: int = 5 * 10**9,
     progress: bool = False,
 ) -> Path:
-    """Writes a folder that transformers and vLLM load, under a temporary name moved into place at the end.
+    """Writes a folder that transformers and vLLM load; atomically, so that a kill leaves no half-written folder.
 
     Args:
-      source: the folder or hub id the decoder came from: its config, generation config and tokenizer files travel along, and
+      out: the folder; must be missing or empty.
+      source: the folder or hub id the decoder came from: its config, generation config and tokenizer files are copied, and
         each tensor is written in the dtype it has there. Without one, config.json is written from the decoder's own config.
       dtype: "float32", "bfloat16" or "float16" for all tensors.
+      max_shard_bytes: most bytes of one safetensors file.
+      progress: show a bar.
+
+    Returns:
+      The folder.
 
     Raises:
-      UserError: `out` exists and is not empty, the dtype is unknown, or the disk refuses.
+      UserError: `out` exists and is not empty, the dtype is unknown, or a file cannot be written.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not empty; choose another --output or remove it yourself")
-    by_name = {torch_name: kind for kind, torch_name in _TORCH_NAMES.items()}
-    if dtype is not None and dtype not in by_name:
-        raise UserError(f"dtype {dtype!r} is unknown; choose one of {', '.join(by_name)}")
+    one_dtype = None if dtype is None else np.dtype(dtype_of(dtype))
     dtypes, extra = {}, []
     if source is not None:
         source = local_folder(source)
         with ExitStack() as files:
             stored = Tensors(source, files)
             dtypes = {
-                name: np.dtype(_DTYPES[stored.dtype(name)])
+                name: np.dtype(SAFETENSORS_DTYPES[stored.dtype(name)])
                 for name in stored.names()
-                if stored.dtype(name) in _DTYPES
+                if stored.dtype(name) in SAFETENSORS_DTYPES
             }
-        # Some tied checkpoints store the head too; whoever compares the folders should find it again.
+        # Some tied checkpoints store the head too; then the export stores it as well, so that both hold the same tensors.
         extra = [LM_HEAD] if decoder.config.tie_word_embeddings and LM_HEAD in dtypes else []
-    if dtype is not None:
-        dtypes = dict.fromkeys(dtypes, by_name[dtype])
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    if one_dtype is not None:
+        dtypes = dict.fromkeys(dtypes, one_dtype)
+    # One process writes; the others iterate over the tensors with it, see hf_tensors.
     writes = jax.process_index() == 0
+    tensors = _with_dtypes(decoder, dtypes, one_dtype, extra)
     try:
-        if writes:
-            partial.mkdir(parents=True)
-        tensors = _with_dtypes(decoder, dtypes, by_name[dtype] if dtype else None, extra)
-        written = _write_shards(decoder, tensors, partial, dtypes, extra, max_shard_bytes, writes, progress)
-        if writes:
-            _write_companions(decoder.config, partial, source, written)
-            if out.exists():
-                out.rmdir()
-            os.replace(partial, out)
+        with atomic_folder(out) if writes else nullcontext(out) as folder:
+            most = _write_shards(decoder, tensors, folder, extra, max_shard_bytes, writes, progress)
+            if writes:
+                _write_companions(decoder.config, folder, source, most)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{out}: could not be written ({error}); nothing was left there") from None
-    finally:
-        if writes:
-            shutil.rmtree(partial, ignore_errors=True)
     if not all(value.is_fully_addressable for value in jax.tree.leaves(parameter_values(decoder))):
         multihost_utils.sync_global_devices("dcore_jax export")
     return out
@@ -120,6 +117,7 @@ def export_decoder(
 def _with_dtypes(
     decoder: Decoder, dtypes: dict, fallback: Any, extra: list[str]
 ) -> Iterator[tuple[str, np.ndarray]]:
+    """Tensors by name in the dtypes of `dtypes`, else in `fallback`, else in their own; with `extra` the tied head at the end."""
     embedding = None
     for name, array in hf_tensors(decoder):
         array = array.astype(dtypes.get(name, fallback or array.dtype), copy=False)
@@ -134,12 +132,12 @@ def _write_shards(
     decoder: Decoder,
     tensors: Iterator,
     folder: Path,
-    dtypes: dict,
     extra: list[str],
-    limit: int,
+    max_bytes: int,
     writes: bool,
     progress: bool,
 ) -> np.dtype:
+    """Writes the safetensors files and their index; returns the dtype of most of the weights."""
     count = sum(len(row.tensor_names(decoder.config.num_layers)) for row in parameters(decoder.config)) + len(
         extra
     )
@@ -152,17 +150,19 @@ def _write_shards(
         if pending:
             shards.append(list(pending))
             sizes.append(sum(x.nbytes for x in pending.values()))
+            # Under a temporary name: the final one holds the number of shards, which is not known yet.
             if writes:
                 save_file(pending, folder / f"part-{len(shards)}", metadata={"format": "pt"})
             pending.clear()
 
-    for name, array in tqdm(
-        tensors, total=count, desc="exporting", unit="tensor", disable=not progress, leave=False
-    ):
-        if pending and sum(x.nbytes for x in pending.values()) + array.nbytes > limit:
+    bar = progress_bar(count, desc="exporting", unit="tensor", transient=True, disable=not progress)
+    for name, array in tensors:
+        if pending and sum(x.nbytes for x in pending.values()) + array.nbytes > max_bytes:
             flush()
         pending[name] = array
         used[array.dtype] = used.get(array.dtype, 0) + array.size
+        bar.update()
+    bar.close()
     flush()
     if writes:
         names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
@@ -173,10 +173,11 @@ def _write_shards(
             weight_map = {tensor: names[i] for i, shard in enumerate(shards) for tensor in shard}
             index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
             (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    return max(used, key=lambda kind: used[kind])
+    return max(used, key=lambda dtype: used[dtype])
 
 
 def _write_companions(config: ModelConfig, folder: Path, source: Path | None, dtype: np.dtype) -> None:
+    """Writes config.json with this dtype, and copies the source's other files."""
     fields = hf_config(config)
     if source is not None:
         fields = json.loads((source / "config.json").read_text())
@@ -184,7 +185,7 @@ def _write_companions(config: ModelConfig, folder: Path, source: Path | None, dt
             for path in source.glob(pattern):
                 if path.name != "config.json" and not path.name.endswith(".safetensors.index.json"):
                     shutil.copyfile(path, folder / path.name)
-    fields["torch_dtype" if "torch_dtype" in fields else "dtype"] = _TORCH_NAMES.get(dtype, str(dtype))
+    fields["torch_dtype" if "torch_dtype" in fields else "dtype"] = dtype.name
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
 
 

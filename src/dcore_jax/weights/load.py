@@ -1,7 +1,7 @@
-"""Hugging Face safetensors straight onto the mesh.
+"""Loading of Hugging Face safetensors onto the mesh.
 
-Every process reads only the slices that its own devices hold, one device shard of one parameter at a time, so host memory stays
-under the model's size plus one shard. All problems of a checkpoint are collected and raised together.
+Every process reads only the slices that its own devices hold, one device shard of one parameter at a time, so that host memory
+stays below the model's size plus one shard. All problems of a checkpoint are collected and raised together.
 """
 
 import json
@@ -20,10 +20,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
-from dcore_jax.errors import UserError
+from dcore_jax.errors import UserError, first_line
 from dcore_jax.models import Compute, Decoder, ModelConfig, abstract_decoder, read_model_config
+from dcore_jax.progress import progress_bar
 from dcore_jax.weights.names import (
     EMBEDDING,
     LM_HEAD,
@@ -35,16 +35,17 @@ from dcore_jax.weights.names import (
     weight_files,
 )
 
-_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
-# Buffers that old checkpoints carry and that are computed here.
+# Dtypes of tensors as safetensors files name them.
+SAFETENSORS_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
+# Buffers in old checkpoints that this decoder computes itself.
 _COMPUTED_BUFFERS = (".rotary_emb.inv_freq", ".self_attn.masked_bias", ".self_attn.bias")
 
 
 def local_folder(source: str | Path) -> Path:
-    """The folder of a model: `source` itself, or a hub id downloaded to the hub's cache.
+    """The local folder of a model: `source` itself, or a hub id downloaded to the hub's cache.
 
     Raises:
-      UserError: neither a folder nor a model that the hub can give.
+      UserError: neither a folder nor a model on the hub.
     """
     path = Path(source)
     if path.is_dir():
@@ -61,15 +62,23 @@ def local_folder(source: str | Path) -> Path:
                 str(source), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
             )
         )
-    except (
-        Exception
-    ) as error:  # the hub's client raises many kinds; each means that there is no model to load
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{source}: no such folder, and the hub did not give it ({reason})") from None
+    except Exception as error:  # the hub's client raises many types; with each there is no model to load
+        raise UserError(
+            f"{source}: no such folder, and the hub did not give it ({first_line(error)})"
+        ) from None
 
 
 class Tensors:
-    """All tensors of a folder's safetensors files, by name, read slice by slice."""
+    """The tensors of a folder's safetensors files by name, read slice by slice.
+
+    Args:
+      folder: a Hugging Face folder.
+      files: keeps the files open.
+
+    Raises:
+      UserError: there is no safetensors file, the index cannot be read, or a file is truncated. What else is wrong is in
+        `problems`.
+    """
 
     def __init__(self, folder: Path, files: ExitStack):
         self.problems: list[str] = []
@@ -87,7 +96,7 @@ class Tensors:
                 f"{index.name} names {name}, which is missing"
                 for name in sorted(named - {p.name for p in paths})
             ]
-            # Other safetensors files (adapters, a consolidated copy) may lie beside the indexed ones.
+            # The folder may hold other safetensors files too, such as adapters or a consolidated copy.
             paths = [path for path in paths if path.name in named]
         for path in paths:
             try:
@@ -116,7 +125,12 @@ class Tensors:
 def load_decoder(
     source: str | Path, *, compute: Compute | None = None, mesh: Mesh | None = None, progress: bool = False
 ) -> Decoder:
-    """Loads a Hugging Face folder or hub id; parameters lie on `mesh` by the sharding table, or on the first device.
+    """Loads a Hugging Face folder or hub id.
+
+    Args:
+      compute: how the decoder is run; by default in float32.
+      mesh: parameters are sharded over it by the sharding table; without one they are on the first device.
+      progress: show a bar.
 
     Raises:
       UserError: everything that is wrong with the checkpoint, in one line: missing, unknown or misshapen tensors, dtypes that
@@ -132,37 +146,41 @@ def load_decoder(
         _check(config, tensors, shapes, folder)
         rows = parameters(config)
         if mesh is not None:
-            where = dict(nnx.to_flat_state(shardings(config, mesh)))
+            placement = dict(nnx.to_flat_state(shardings(config, mesh)))
         else:
-            where = {row.path: nnx.Param(SingleDeviceSharding(jax.devices()[0])) for row in rows}
+            placement = {row.path: nnx.Param(SingleDeviceSharding(jax.devices()[0])) for row in rows}
         values: dict[tuple[str, ...], jax.Array] = {}
         broken: list[str] = []
-        # The largest first: what is read beside a parameter then falls where most of the model is not there yet.
+        # The largest first: its shard is then on the host while most of the model is not loaded yet, which keeps the peak low.
         largest_first = sorted(rows, key=lambda row: -math.prod(shapes[row.path].shape))
-        for row in tqdm(largest_first, desc="loading", unit="tensor", disable=not progress, leave=False):
-            value, staged = _read_parameter(row, tensors, shapes[row.path], where[row.path].get_value())
+        bar = progress_bar(len(rows), desc="loading", unit="tensor", transient=True, disable=not progress)
+        for row in largest_first:
+            value, staged = _read_parameter(row, tensors, shapes[row.path], placement[row.path].get_value())
             values[row.path] = value
             broken += _non_finite(row, value, config.num_layers)
             _await_release(staged)
+            bar.update()
+        bar.close()
         if broken:
-            raise UserError(f"{folder}: NaN or infinite values in {_some(broken)}")
+            raise UserError(f"{folder}: NaN or infinite values in {_shorten(broken)}")
     return nnx.merge(graph, state_from_rows(values))
 
 
 def new_decoder(
     config: ModelConfig, *, compute: Compute | None = None, seed: int = 0, mesh: Mesh | None = None
 ) -> Decoder:
-    """A decoder with random weights, normal with the config's `initializer_range`; the same on every mesh."""
+    """A decoder with random weights, normal with standard deviation `initializer_range`; the same on every mesh."""
 
     def make() -> nnx.State:
         return nnx.state(Decoder(config, compute=compute, rngs=nnx.Rngs(params=seed)), nnx.Param)
 
     graph, _ = nnx.split(abstract_decoder(config, compute))
-    where = shardings(config, mesh) if mesh is not None else None
-    return nnx.merge(graph, jax.jit(make, out_shardings=where)())
+    out_shardings = shardings(config, mesh) if mesh is not None else None
+    return nnx.merge(graph, jax.jit(make, out_shardings=out_shardings)())
 
 
 def _check(config: ModelConfig, tensors: Tensors, shapes: dict, folder: Path) -> None:
+    """Raises UserError with every tensor that is missing, unknown, or of a wrong shape or dtype."""
     problems = list(tensors.problems)
     expected: dict[str, tuple[int, ...]] = {}
     for row in parameters(config):
@@ -180,29 +198,32 @@ def _check(config: ModelConfig, tensors: Tensors, shapes: dict, folder: Path) ->
     for name in sorted(found & set(expected)):
         if tensors.shape(name) != expected[name]:
             problems.append(f"{name} has shape {tensors.shape(name)}, config.json makes it {expected[name]}")
-        if tensors.dtype(name) not in _DTYPES:
-            problems.append(f"{name} has dtype {tensors.dtype(name)}, not one of {', '.join(_DTYPES)}")
+        if tensors.dtype(name) not in SAFETENSORS_DTYPES:
+            problems.append(
+                f"{name} has dtype {tensors.dtype(name)}, not one of {', '.join(SAFETENSORS_DTYPES)}"
+            )
     if problems:
-        raise UserError(f"{folder}: {len(problems)} problems: {_some(problems)}")
+        raise UserError(f"{folder}: {len(problems)} problems: {_shorten(problems)}")
 
 
 def _same_tensor(tensors: Tensors, a: str, b: str) -> bool:
     if b not in tensors.names() or tensors.shape(a) != tensors.shape(b):
         return False
-    rows = 4096  # at a time: embeddings are the largest tensors there are
+    rows = 4096  # at a time: embeddings are the largest tensors of a model
     length = tensors.shape(a)[0]
     parts = (slice(i, min(i + rows, length)) for i in range(0, length, rows))
     return all(np.array_equal(tensors.read(a, (part,)), tensors.read(b, (part,))) for part in parts)
 
 
-def _some(problems: list[str], most: int = 8) -> str:
+def _shorten(problems: list[str], most: int = 8) -> str:
     shown = "; ".join(problems[:most])
     return shown if len(problems) <= most else f"{shown}; and {len(problems) - most} more"
 
 
 def _read_parameter(
-    row: Parameter, tensors: Tensors, abstract: jax.ShapeDtypeStruct, where: jax.sharding.Sharding
+    row: Parameter, tensors: Tensors, abstract: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding
 ):
+    """A parameter on its devices, and weak references to the host arrays that it was copied from."""
     staged: list[weakref.ref[np.ndarray]] = []
 
     def shard(index: Any) -> np.ndarray:
@@ -217,31 +238,37 @@ def _read_parameter(
         staged.append(weakref.ref(out))
         return out
 
-    return jax.make_array_from_callback(abstract.shape, where, shard), staged
+    return jax.make_array_from_callback(abstract.shape, sharding, shard), staged
 
 
 def _await_release(staged: list[weakref.ref[np.ndarray]], seconds: float = 0.05) -> None:
-    """Gives the runtime's threads the time to let go of shards that are on the device: on a busy machine they come late, and
-    the next parameter would be read beside the last one's shard."""
+    """Waits up to `seconds` until the runtime's threads have released host arrays that are on the device.
+
+    On a busy machine they are late, and the next parameter would be read while the last one's shard still takes memory.
+    """
     end = time.monotonic() + seconds
     while any(shard() is not None for shard in staged) and time.monotonic() < end:
         time.sleep(0.001)
 
 
 def _stored(row: Parameter, index: tuple[slice, ...]) -> tuple[slice, ...]:
+    """The index into the stored tensor for an index into ours."""
     return index[::-1] if row.transposed else index
 
 
 def _oriented(row: Parameter, x: np.ndarray) -> np.ndarray:
+    """A stored tensor in our orientation."""
     return x.T if row.transposed else x
 
 
 @jax.jit
 def _finite(x: jax.Array) -> jax.Array:
+    """Whether each entry along the first axis (a layer, for stacked parameters) is finite."""
     return jnp.isfinite(x.reshape(x.shape[0], -1)).all(axis=1)
 
 
 def _non_finite(row: Parameter, value: jax.Array, num_layers: int) -> Iterator[str]:
+    """Names of the parameter's tensors that hold NaN or infinite values."""
     finite = _finite(value)
     if jax.device_get(jax.jit(jnp.all)(finite)):
         return

@@ -1,7 +1,7 @@
-"""The one map between our parameters and Hugging Face tensors: it serves load, export and weight sync.
+"""The map between the Decoder's parameters and Hugging Face tensors, for loading, export and weight sync alike.
 
-A row says where a parameter lives in the Decoder, what its tensor is called, whether the two are transposed (Hugging Face keeps
-linear weights as [outputs, inputs]) and which logical axes it has. A stacked parameter holds one tensor per layer.
+A row gives a parameter's path in the Decoder, its tensor's name, whether the two are transposed (Hugging Face stores linear
+weights as [outputs, inputs]) and its logical axes. A stacked parameter holds one tensor per layer.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class Parameter:
     path: tuple[str, ...]  # in nnx.state(decoder)
     tensor: str  # Hugging Face name; {layer} in it for stacked parameters
     transposed: bool
-    logical: tuple[str | None, ...]  # axes of our array, a key of mesh.LOGICAL_TO_MESH each
+    logical: tuple[str | None, ...]  # for each axis of our array a key of mesh.LOGICAL_TO_MESH
 
     @property
     def stacked(self) -> bool:
@@ -39,7 +39,7 @@ EMBEDDING = "model.embed_tokens.weight"
 
 
 def parameters(config: ModelConfig) -> list[Parameter]:
-    """Every parameter of the decoder, in the order in which Hugging Face writes them."""
+    """Every parameter of the decoder, in Hugging Face's order."""
     rows = [Parameter(("embedding",), EMBEDDING, False, ("vocab", "embed"))]
 
     def linear(path: tuple[str, ...], tensor: str, inputs: str, outputs: str, bias: bool) -> None:

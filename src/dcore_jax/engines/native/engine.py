@@ -1,7 +1,8 @@
-"""The engine's host side: a queue of requests, a fixed number of slots, and the dispatches between them.
+"""The native engine's host side: continuous batching over a fixed number of slots.
 
-A dispatch samples up to `steps_per_dispatch` tokens in every slot as one program; then finished slots are given to waiting
-requests. Programs depend on shapes alone (slots, a few prompt lengths, a few cache lengths), so a steady state compiles nothing.
+One turn admits waiting requests to idle slots (prefill, then a copy into the cache) and runs one dispatch, a program that
+samples up to `steps_per_dispatch` tokens in every slot. Programs depend on shapes only (slots, a few prompt lengths, a few cache
+lengths), so after a while nothing is compiled any more.
 """
 
 import math
@@ -19,13 +20,14 @@ from jax.sharding import Mesh
 from dcore_jax.engines.engine import EngineStats, Request, Sample, check_request
 from dcore_jax.engines.native import cache as kv
 from dcore_jax.engines.native.network import Network, RolloutWeights, decode, prefill, rollout_weights
-from dcore_jax.engines.native.slots import Slots, Ticket
+from dcore_jax.engines.native.slots import ActiveRequest, Slots
 from dcore_jax.errors import UserError
 from dcore_jax.mesh import BATCH_AXES
 from dcore_jax.models import Decoder
 from dcore_jax.weights import shardings
 
-_KEPT_PREFILLS = 4  # prompts of a group mostly arrive together: their keys and values are computed once
+# Prefills that are kept, per row of a prefill: members of a group share a prompt, which is computed once if they come together.
+_KEPT_PREFILLS = 4
 
 _new_blocks = partial(jax.jit, static_argnums=(0, 1, 2, 3))(kv.zeros)
 _inserted = partial(jax.jit, donate_argnums=0)(kv.insert)
@@ -34,21 +36,21 @@ _inserted = partial(jax.jit, donate_argnums=0)(kv.insert)
 class NativeEngine:
     """Samples from a Decoder in this process, on its own devices; an `Engine`.
 
-    A sample depends on the weights, the prompt, its SamplingParams and the number of slots, not on the requests beside it.
+    A sample depends on the weights, the prompt, its SamplingParams and the number of slots, not on the requests batched with it.
 
     Args:
-      decoder: the model; its compute dtype is the engine's. Weights are copied, cast and cut once.
-      slots: requests that are decoded at the same time. A free slot costs as much as a busy one.
-      max_length: most tokens of prompt and continuation together; by default what the model was made for. The cache grows towards
-        it only as far as the requests need.
-      eos_token_ids: end every sample, unless it says ignore_eos.
+      decoder: the model; its compute dtype is the engine's. Its weights are copied, cast and unstacked at every update.
+      slots: sequences decoded at the same time. An idle slot costs as much as a busy one.
+      max_length: most tokens of prompt and continuation together; by default the model's max_position_embeddings. The cache grows
+        only as far as the requests need.
+      eos_token_ids: end every sample, unless its request says ignore_eos.
       mesh: slots are split over its data and fsdp axes, heads over tensor; by default the mesh in use (`jax.set_mesh`).
-      steps_per_dispatch: tokens sampled before the host looks again.
-      first_length: positions that the cache has from the start; `max_length` here means one decode program and no growth.
+      steps_per_dispatch: most tokens per slot between two admissions of waiting requests.
+      first_length: the cache's capacity at the start; with `max_length` there is one decode program and no growth.
       weight_version: of the decoder's weights.
 
     Raises:
-      UserError: slots or heads that the mesh cannot split, or more positions than the model has.
+      UserError: slots or heads that the mesh cannot split, or max_length beyond the model's positions.
     """
 
     def __init__(
@@ -91,11 +93,12 @@ class NativeEngine:
         self._slot_count, self._steps = slots, steps_per_dispatch
         self._first_length = min(first_length, self.max_length)
         self._eos = frozenset(eos_token_ids)
-        self._cache = self._no_blocks = (kv.LayerCache((), ()),) * config.num_layers
+        self._cache = self._empty_cache = (kv.LayerCache((), ()),) * config.num_layers
+        # By prompt without its last token: the prefill that holds it, and its row there. Least recently used first.
         self._prefilled: OrderedDict[tuple[int, ...], tuple[kv.Cache, int]] = OrderedDict()
-        self._queue: deque[Ticket] = deque()
-        self._overlong: list[Ticket] = []
-        self._ready: list[Sample] = []  # finished beside a `generate`, to be polled
+        self._queue: deque[ActiveRequest] = deque()
+        self._overlong: list[ActiveRequest] = []
+        self._ready: list[Sample] = []  # finished during a `generate`, to be polled
         self._next_number = 0
         self._counts: Counter[str] = Counter()
         self._weights: RolloutWeights | None = None
@@ -119,11 +122,11 @@ class NativeEngine:
         wanted = set(numbers)
         done: dict[int, Sample] = {}
         while len(done) < len(numbers):
-            for ticket in self._advance():
-                if ticket.number in wanted:
-                    done[ticket.number] = ticket.sample(self._version)
+            for active in self._advance():
+                if active.number in wanted:
+                    done[active.number] = active.sample(self._version)
                 else:
-                    self._ready.append(ticket.sample(self._version))
+                    self._ready.append(active.sample(self._version))
         return [done[number] for number in numbers]
 
     def submit(self, requests: Sequence[Request]) -> None:
@@ -131,12 +134,16 @@ class NativeEngine:
         self._enqueue(requests)
 
     def poll(self) -> list[Sample]:
-        """See Engine.poll: admits waiting requests, runs one dispatch, returns what finished."""
+        """See Engine.poll. Admits waiting requests and runs one dispatch."""
         ready, self._ready = self._ready, []
-        return ready + [ticket.sample(self._version) for ticket in self._advance()]
+        return ready + [active.sample(self._version) for active in self._advance()]
 
     def update_weights(self, weights: Decoder | nnx.State, version: int) -> None:
-        """See Engine.update_weights."""
+        """See Engine.update_weights.
+
+        Raises:
+          UserError: other names or shapes than the engine's model.
+        """
         if self.in_flight:
             raise RuntimeError(
                 f"{self.in_flight} requests are in flight; poll until none is, then update the weights"
@@ -146,8 +153,9 @@ class NativeEngine:
             raise UserError(
                 f"weights of version {version} have other names or shapes than the engine's model"
             )
-        # Old keys and values belong to old weights, and a NaN among them would outlive the row it came from.
-        self._weights, self._cache = None, self._no_blocks
+        # The cache holds keys and values of the old weights, and a NaN among them would reach later requests of the same slot:
+        # masked scores are replaced, but a masked value still counts as 0 * NaN = NaN.
+        self._weights, self._cache = None, self._empty_cache
         self._prefilled.clear()
         with self._in_mesh():
             self._weights = rollout_weights(self._network, state, self._mesh)
@@ -155,7 +163,7 @@ class NativeEngine:
 
     def close(self) -> None:
         """See Engine.close."""
-        self._weights, self._cache = None, self._no_blocks
+        self._weights, self._cache = None, self._empty_cache
         self._prefilled.clear()
         self._queue.clear()
         self._slots = Slots(self._slot_count, self._network.config.vocab_size)
@@ -168,20 +176,20 @@ class NativeEngine:
             check_request(request, self._network.config.vocab_size)
         numbers = []
         for request in requests:
-            wish = request.sampling
-            ticket = Ticket(
+            params = request.sampling
+            active = ActiveRequest(
                 number=self._next_number,
                 request=request,
-                stops=frozenset(wish.stop_token_ids) | (frozenset() if wish.ignore_eos else self._eos),
-                limit=min(wish.max_tokens, self.max_length - len(request.prompt_ids)),
+                stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos),
+                max_tokens=min(params.max_tokens, self.max_length - len(request.prompt_ids)),
             )
             self._next_number += 1
-            numbers.append(ticket.number)
-            (self._queue if ticket.limit > 0 else self._overlong).append(ticket)
+            numbers.append(active.number)
+            (self._queue if active.max_tokens > 0 else self._overlong).append(active)
         return numbers
 
-    def _advance(self) -> list[Ticket]:
-        """Admits, runs one dispatch, and returns the tickets that finished."""
+    def _advance(self) -> list[ActiveRequest]:
+        """Admits waiting requests and runs one dispatch; returns the requests that finished."""
         if self._weights is None:
             raise RuntimeError("the engine is closed")
         finished, self._overlong = self._overlong, []
@@ -189,20 +197,27 @@ class NativeEngine:
             self._admit()
             if self._slots.busy:
                 finished += self._dispatch()
-        for ticket in finished:
+        for active in finished:
             self._counts["requests"] += 1
-            self._counts["prompt_tokens"] += len(ticket.request.prompt_ids)
-            self._counts["generated_tokens"] += len(ticket.ids)
-            self._counts[ticket.sample(self._version).finish_reason] += 1
+            self._counts["prompt_tokens"] += len(active.request.prompt_ids)
+            self._counts["generated_tokens"] += len(active.ids)
+            self._counts[active.sample(self._version).finish_reason] += 1
         return finished
 
-    def _dispatch(self) -> list[Ticket]:
-        # With requests waiting, a few finished slots are worth an interruption.
-        enough = max(1, self._slot_count // 16) if self._queue else self._slot_count + 1
-        self._make_room(self._slots.room_needed(self._steps))
-        rows, sampling, stops = self._slots.arrays()
+    def _dispatch(self) -> list[ActiveRequest]:
+        # Where requests wait, a few finished slots are worth an early end; else the dispatch runs all of its steps.
+        finish_threshold = max(1, self._slot_count // 16) if self._queue else self._slot_count + 1
+        self._resize_cache(self._slots.positions_needed(self._steps))
+        rows, sampling, stop_ids = self._slots.arrays()
         self._cache, decoded = decode(
-            self._network, self._steps, self._weights, self._cache, rows, sampling, stops, np.int32(enough)
+            self._network,
+            self._steps,
+            self._weights,
+            self._cache,
+            rows,
+            sampling,
+            stop_ids,
+            np.int32(finish_threshold),
         )
         decoded = jax.device_get(decoded)
         sampled = np.arange(self._steps) < decoded.sampled[:, None]
@@ -212,38 +227,42 @@ class NativeEngine:
             )
         return self._slots.advance(decoded)
 
-    def _make_room(self, positions: int) -> None:
+    def _resize_cache(self, positions: int) -> None:
+        """Gives the cache the capacity for so many positions."""
         sizes = kv.block_sizes(max(positions, self._first_length))
-        have = len(self._cache[0].keys)
-        if len(sizes) > have:
+        blocks = len(self._cache[0].keys)
+        if len(sizes) > blocks:
             config, dtype = self._network.config, self._network.compute.dtype
-            more = _new_blocks(config, self._slot_count, tuple(sizes[have:]), dtype)
-            self._cache = kv.joined(self._cache, more)
-        # Grows at once, shrinks only where that halves the work of every token.
-        elif 2 * sum(sizes) <= kv.room(self._cache):
-            self._cache = kv.first_blocks(self._cache, len(sizes))
+            more = _new_blocks(config, self._slot_count, tuple(sizes[blocks:]), dtype)
+            self._cache = kv.append_blocks(self._cache, more)
+        # It grows at once, but shrinks only where that halves every token's attention: each size is a program of its own.
+        elif 2 * sum(sizes) <= kv.capacity(self._cache):
+            self._cache = kv.take_blocks(self._cache, len(sizes))
 
     def _admit(self) -> None:
-        """Gives idle slots to waiting requests, and puts their prompts, all but the last token, into the cache."""
-        places: dict[tuple[int, ...], list[int]] = {}
-        for slot in self._slots.idle[: len(self._queue)]:
-            ticket = self._queue.popleft()
-            self._slots.take(slot, ticket)
-            if prefix := tuple(ticket.request.prompt_ids[:-1]):
-                places.setdefault(prefix, []).append(slot)
-        if not places:
-            return
-        self._make_room(self._slots.room_needed(self._steps))
-        # What is still kept goes first: the prefills that follow may push it out.
-        for prefix in [prefix for prefix in places if prefix in self._prefilled]:
-            self._prefilled.move_to_end(prefix)
-            self._insert({prefix: places.pop(prefix)})
-        for call in self._prefill_calls(list(places)):
-            self._run_prefill(call)
-            self._insert({prefix: places[prefix] for prefix in call})
+        """Assigns idle slots to waiting requests, and puts their prompts, without the last token, into the cache.
 
-    def _prefill_calls(self, prefixes: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-        """Prefixes that go through the model together: of one bucket, as many as the mesh has row shards."""
+        The last token is the first input of decoding, so that every sampled token comes from the same program.
+        """
+        slots_of: dict[tuple[int, ...], list[int]] = {}  # by prompt without its last token
+        for slot in self._slots.idle[: len(self._queue)]:
+            active = self._queue.popleft()
+            self._slots.assign(slot, active)
+            if prefix := tuple(active.request.prompt_ids[:-1]):
+                slots_of.setdefault(prefix, []).append(slot)
+        if not slots_of:
+            return
+        self._resize_cache(self._slots.positions_needed(self._steps))
+        # Prefixes that are still kept come first: the prefills that follow may evict them.
+        for prefix in [prefix for prefix in slots_of if prefix in self._prefilled]:
+            self._prefilled.move_to_end(prefix)
+            self._insert({prefix: slots_of.pop(prefix)})
+        for batch in self._prefill_batches(list(slots_of)):
+            self._run_prefill(batch)
+            self._insert({prefix: slots_of[prefix] for prefix in batch})
+
+    def _prefill_batches(self, prefixes: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+        """Prefixes that are prefilled together: of one bucket, one for each shard of the mesh's rows."""
         by_bucket: dict[int, list[tuple[int, ...]]] = {}
         for prefix in prefixes:
             by_bucket.setdefault(kv.bucket(len(prefix)), []).append(prefix)
@@ -251,25 +270,29 @@ class NativeEngine:
         return [group[i : i + rows] for group in by_bucket.values() for i in range(0, len(group), rows)]
 
     def _run_prefill(self, prefixes: list[tuple[int, ...]]) -> None:
+        """Prefills prefixes of one bucket and keeps the result, evicting the least recently used ones."""
         tokens = np.zeros((self._prefill_rows, kv.bucket(len(prefixes[0]))), np.int32)
         for row, prefix in enumerate(prefixes):
             tokens[row, : len(prefix)] = prefix
             self._counts["prefilled_tokens"] += len(prefix)
-        made = prefill(self._network, self._weights, tokens)
+        prefilled = prefill(self._network, self._weights, tokens)
         for row, prefix in enumerate(prefixes):
-            self._prefilled[prefix] = (made, row)
+            self._prefilled[prefix] = (prefilled, row)
         while len(self._prefilled) > _KEPT_PREFILLS * self._prefill_rows:
             self._prefilled.popitem(last=False)
 
-    def _insert(self, places: dict[tuple[int, ...], list[int]]) -> None:
-        """Copies prefilled prefixes of one prefill call to their slots."""
-        pairs = [(self._prefilled[prefix][1], slot) for prefix, slots in places.items() for slot in slots]
-        table = np.zeros((2, self._slot_count), np.int32)
-        table[:, : len(pairs)] = np.transpose(pairs)
-        made = self._prefilled[next(iter(places))][0]
-        touched = len(made[0].keys)
-        head, tail = kv.first_blocks(self._cache, touched), kv.after_blocks(self._cache, touched)
-        self._cache = kv.joined(_inserted(head, made, table[0], table[1], np.int32(len(pairs))), tail)
+    def _insert(self, slots_of: dict[tuple[int, ...], list[int]]) -> None:
+        """Copies prefixes of one prefill into the cache, at the slots that want them."""
+        pairs = [(self._prefilled[prefix][1], slot) for prefix, slots in slots_of.items() for slot in slots]
+        # Padded to the number of slots: one program, however many copies.
+        rows_and_slots = np.zeros((2, self._slot_count), np.int32)
+        rows_and_slots[:, : len(pairs)] = np.transpose(pairs)
+        prefilled = self._prefilled[next(iter(slots_of))][0]
+        # Only as many blocks as the prefill has are passed in, so the program does not depend on the cache's length.
+        blocks = len(prefilled[0].keys)
+        head, tail = kv.take_blocks(self._cache, blocks), kv.drop_blocks(self._cache, blocks)
+        head = _inserted(head, prefilled, rows_and_slots[0], rows_and_slots[1], np.int32(len(pairs)))
+        self._cache = kv.append_blocks(head, tail)
 
 
 def _mesh_in_use() -> Mesh | None:

@@ -1,7 +1,9 @@
-"""A decoder made ready for generation: weights cast once and cut into layers, and the ways through them.
+"""The decoder's forward passes for generation: weights cast and unstacked once, prefill of prompts, decoding of tokens.
 
 Layers are unrolled here, not scanned: a scan would copy every layer's weights and cache out of their stacks at every token, which
-at batch 1 costs more than the arithmetic. Compile time grows with depth in exchange.
+at batch 1 costs more than the arithmetic. In exchange compile time grows with depth.
+
+Shape letters: R rows (slots), S length of prompts, D width, V vocabulary, N steps of a dispatch.
 """
 
 from collections.abc import Callable
@@ -19,11 +21,11 @@ from jaxtyping import Array, Float, Int
 from dcore_jax.engines.native.cache import (
     Cache,
     LayerCache,
-    as_blocks,
     attend_to_cache,
+    capacity,
     constrain_cache,
     replicated,
-    room,
+    to_blocks,
 )
 from dcore_jax.engines.native.sampling import RowSampling, sample
 from dcore_jax.mesh import sharding
@@ -35,13 +37,15 @@ from dcore_jax.weights import parameters, shardings
 
 @dataclass(frozen=True)
 class Network:
-    """What the weights mean; hashable, so that engines of one architecture share compiled programs."""
+    """An architecture and how it is computed; hashable, so that engines of the same one share compiled programs."""
 
     config: ModelConfig
     compute: Compute
 
 
 class RolloutWeights(NamedTuple):
+    """A decoder's parameters, unstacked."""
+
     outer: Any  # nnx.State of the decoder without its layers
     layers: tuple[Any, ...]  # nnx.State of each layer
 
@@ -53,29 +57,30 @@ def _graphs(network: Network) -> tuple[Any, Any]:
 
 
 def rollout_weights(network: Network, state: nnx.State, mesh: Mesh | None) -> RolloutWeights:
-    """Matmul weights in the compute dtype, layers apart; under a mesh gathered over fsdp, still split over tensor.
+    """Weights for generation: matmul weights in the compute dtype, layers unstacked.
 
-    Norm scales keep their dtype, as the decoder multiplies them in float32. One program; the trainer's weights are not touched.
-    Weights that lie elsewhere than on the mesh are copied to it first.
+    Under a mesh they are gathered over fsdp and stay split over tensor, so that no token waits for a gather. Norm scales keep
+    their dtype, as the decoder multiplies them in float32. One program; the trainer's weights are not changed.
     """
     if mesh is not None:
         devices = set(mesh.devices.flat)
         if any(leaf.sharding.device_set != devices for leaf in jax.tree.leaves(state)):
+            # A program cannot read arrays of other devices than its own: copy them to the mesh first.
             state = jax.device_put(state, shardings(network.config, mesh))
     return _cast_program(network, mesh)(state)
 
 
 @lru_cache(maxsize=32)
 def _cast_program(network: Network, mesh: Mesh | None) -> Callable[[nnx.State], RolloutWeights]:
-    """Compiled once for an architecture and a mesh, however often weights are updated."""
+    """The program of `rollout_weights`, compiled once for an architecture and a mesh."""
     if mesh is None:
-        return jax.jit(partial(_cast_and_cut, network))
+        return jax.jit(partial(_cast_and_unstack, network))
     logical = {
         row.path: tuple(None if a == "embed" else a for a in row.logical)
         for row in parameters(network.config)
     }
 
-    def where(prefix: tuple[str, ...], part: nnx.State) -> nnx.State:
+    def state_sharding(prefix: tuple[str, ...], part: nnx.State) -> nnx.State:
         flat = {}
         for path, _ in nnx.to_flat_state(part):
             axes = logical[(*prefix, *map(str, path))]
@@ -83,12 +88,14 @@ def _cast_program(network: Network, mesh: Mesh | None) -> Callable[[nnx.State], 
         return nnx.State.from_flat_path(flat)
 
     state = nnx.split(abstract_decoder(network.config, network.compute))[1]
-    shapes = jax.eval_shape(partial(_cast_and_cut, network), state)
-    placed = RolloutWeights(where((), shapes.outer), tuple(where(("layers",), x) for x in shapes.layers))
-    return jax.jit(partial(_cast_and_cut, network), out_shardings=placed)
+    shapes = jax.eval_shape(partial(_cast_and_unstack, network), state)
+    out_shardings = RolloutWeights(
+        state_sharding((), shapes.outer), tuple(state_sharding(("layers",), x) for x in shapes.layers)
+    )
+    return jax.jit(partial(_cast_and_unstack, network), out_shardings=out_shardings)
 
 
-def _cast_and_cut(network: Network, state: nnx.State) -> RolloutWeights:
+def _cast_and_unstack(network: Network, state: nnx.State) -> RolloutWeights:
     def cast(path, value):
         return value if path[-1] == "scale" else value.astype(network.compute.dtype)
 
@@ -103,14 +110,14 @@ def _cast_and_cut(network: Network, state: nnx.State) -> RolloutWeights:
     )
 
 
-def _run(network: Network, weights: RolloutWeights, tokens, rope, run_attention: Callable, caches):
-    """Decoder and hidden states [rows, length, width] after the final norm, with every layer's new cache.
+def _forward(network: Network, weights: RolloutWeights, tokens, rope, run_attention: Callable, caches):
+    """The decoder, hidden states [R, S, D] after the final norm, and every layer's new cache.
 
-    `rope` is a `rotation`, as a constant or from a loop's carry: sines and cosines that XLA's CPU backend may fuse, it computes
-    again in every layer for every head.
+    `rope` is the positions' `rotation`. It must come from a constant or a loop's carry: XLA's CPU backend fuses sines and cosines
+    that it can see into every layer, and then computes them again for every head.
     """
     graph, layer_graph = _graphs(network)
-    # The first layer stands for the stack, which nothing below touches.
+    # A Decoder needs its stack of layers; nothing below runs it, so the first layer takes its place.
     decoder: Decoder = nnx.merge(graph, nnx.State({**weights.outer, "layers": weights.layers[0]}))
     x, new = decoder.embed(tokens), []
     for params, cache in zip(weights.layers, caches, strict=True):
@@ -121,30 +128,32 @@ def _run(network: Network, weights: RolloutWeights, tokens, rope, run_attention:
 
 @partial(jax.jit, static_argnums=0)
 def prefill(network: Network, weights: RolloutWeights, tokens: Int[Array, "rows length"]) -> Cache:
-    """Keys and values of prompts, padded at their ends to a `bucket` with anything: no token sees one after it."""
+    """Keys and values of prompts [R, S], padded at the end to a `bucket`: no token attends to the padding after it."""
     rows, length = tokens.shape
 
     def run_attention(q, k, v, _):
-        same = jnp.zeros((rows, length), jnp.int32)
-        return attend(q, k, v, same, implementation=network.compute.attention), as_blocks(k, v)
+        one_segment = jnp.zeros((rows, length), jnp.int32)
+        return attend(q, k, v, one_segment, implementation=network.compute.attention), to_blocks(k, v)
 
-    with jax.ensure_compile_time_eval():
+    with jax.ensure_compile_time_eval():  # the rotation is then a constant, see _forward
         positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
         rope = rotation(positions, network.config)
-    return _run(network, weights, tokens, rope, run_attention, (None,) * network.config.num_layers)[2]
+    return _forward(network, weights, tokens, rope, run_attention, (None,) * network.config.num_layers)[2]
 
 
 class Rows(NamedTuple):
-    """Where every slot stands; arrays of the host or of the device."""
+    """The state of every slot; arrays of the host or of the device."""
 
-    token: Int[Array | np.ndarray, " rows"]  # to be fed next: the prompt's last or the last one sampled
+    token: Int[
+        Array | np.ndarray, " rows"
+    ]  # the next input: the prompt's last token, or the last one sampled
     position: Int[Array | np.ndarray, " rows"]  # of that token in its sequence
     step: Int[Array | np.ndarray, " rows"]  # tokens sampled so far
     left: Int[Array | np.ndarray, " rows"]  # tokens that may still be sampled; 0: the slot is idle
 
 
 class Decoded(NamedTuple):
-    """What one dispatch sampled: the first `sampled` columns of every row."""
+    """What one dispatch sampled; of every row the first `sampled` columns are valid."""
 
     tokens: Int[Array | np.ndarray, "rows steps"]
     logprobs: Float[Array | np.ndarray, "rows steps"]
@@ -160,38 +169,43 @@ def decode(
     cache: Cache,
     rows: Rows,
     sampling: RowSampling,
-    stops: Int[Array, "rows stops"],
-    enough: Int[Array, ""],
+    stop_ids: Int[Array, "rows stops"],
+    finish_threshold: Int[Array, ""],
 ) -> tuple[Cache, Decoded]:
-    """Up to `steps` tokens for every busy row, in one program; ends early when all are idle or `enough` rows have finished.
+    """Samples up to `steps` tokens in every busy row, as one program.
 
-    `stops` are the token ids that end a row, padded with -1. The cache must have room for `steps` more positions in
-    every busy row.
+    Args:
+      cache: donated; must have room for `steps` more positions in every busy row.
+      stop_ids: token ids that end each row, padded with -1.
+      finish_threshold: stop early when so many rows have finished, as other requests wait for their slots.
+
+    Returns:
+      The cache with the new positions, and what was sampled, replicated over the mesh.
     """
     busy_at_start = jnp.sum(rows.left > 0)
-    nowhere = room(cache)
+    out_of_range = capacity(cache)
 
     def rope_of(rows: Rows):
         return rotation(jnp.asarray(rows.position)[:, None], network.config)
 
-    def more(carry):
+    def keep_going(carry):
         i, _, rows, *_ = carry
         busy = jnp.sum(rows.left > 0)
-        return (i < steps) & (busy > 0) & (busy_at_start - busy < enough)
+        return (i < steps) & (busy > 0) & (busy_at_start - busy < finish_threshold)
 
-    def one(carry):
+    def sample_token(carry):
         i, cache, rows, rope, tokens, logprobs = carry
         busy = rows.left > 0
-        writes = jnp.where(busy, rows.position, nowhere)
+        writes = jnp.where(busy, rows.position, out_of_range)  # an idle row must not write to the cache
 
         def run_attention(q, k, v, layer: LayerCache):
             return attend_to_cache(q, k, v, rows.position, writes, layer)
 
-        decoder, hidden, cache = _run(network, weights, rows.token[:, None], rope, run_attention, cache)
-        hidden = hidden[:, 0]
-        logits = jnp.matmul(hidden, decoder.unembed, preferred_element_type=jnp.float32)
-        token, logprob = sample(logits, rows.step, sampling)
-        stopped = (token[:, None] == stops).any(axis=1)
+        decoder, hidden, cache = _forward(network, weights, rows.token[:, None], rope, run_attention, cache)
+        hidden_RxD = hidden[:, 0]
+        logits_RxV = jnp.matmul(hidden_RxD, decoder.unembed, preferred_element_type=jnp.float32)
+        token, logprob = sample(logits_RxV, rows.step, sampling)
+        stopped = (token[:, None] == stop_ids).any(axis=1)
         rows = Rows(
             token=jnp.where(busy, token, rows.token),
             position=rows.position + busy,
@@ -202,10 +216,10 @@ def decode(
         logprobs = logprobs.at[:, i].set(logprob)
         return i + 1, cache, rows, rope_of(rows), tokens, logprobs
 
-    shape = (rows.token.shape[0], steps)
-    nothing = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
-    start = (jnp.int32(0), cache, rows, rope_of(rows), *nothing)
-    _, cache, after, _, tokens, logprobs = jax.lax.while_loop(more, one, start)
+    shape_RxN = (rows.token.shape[0], steps)
+    tokens, logprobs = jnp.zeros(shape_RxN, jnp.int32), jnp.zeros(shape_RxN, jnp.float32)
+    start = (jnp.int32(0), cache, rows, rope_of(rows), tokens, logprobs)
+    _, cache, after, _, tokens, logprobs = jax.lax.while_loop(keep_going, sample_token, start)
     cache = jax.tree.map(constrain_cache, cache)
     decoded = Decoded(tokens, logprobs, after.step - rows.step, after.left)
     return cache, jax.tree.map(replicated, decoded)  # every process of a mesh reads all of it

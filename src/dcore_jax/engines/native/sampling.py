@@ -1,6 +1,6 @@
-"""From logits to one token a row: temperature, top-k, top-p and log-probabilities, without sorting the vocabulary.
+"""Sampling of one token per row: temperature, top-k, top-p and log-probabilities, without sorting the vocabulary.
 
-Shape letters: R rows (slots), V vocabulary. Tables over the vocabulary are kept as [R, I, J], token = i * J + j, so that every
+Shape letters: R rows (slots), V vocabulary. Tables over the vocabulary have the shape [R, I, J], token = i * J + j, so that every
 reduction runs over I first, which a CPU does with full vectors.
 """
 
@@ -24,10 +24,10 @@ class RowSampling(NamedTuple):
 def sample(
     logits: Float[Array, "rows vocab"], step: Int[Array, " rows"], sampling: RowSampling
 ) -> tuple[Int[Array, " rows"], Float[Array, " rows"]]:
-    """One token a row, and its log-probability at the row's temperature (1 for greedy) before top-k and top-p.
+    """One token per row, and its log-probability at the row's temperature (1 for greedy) before top-k and top-p.
 
-    The randomness of a row is a function of its seed and `step` (tokens it has sampled so far) alone. A row whose logits are not
-    finite gets a log-probability that is not finite either.
+    A row's random numbers depend only on its seed and `step` (the number of tokens it has sampled so far). A row whose logits are
+    not finite gets a log-probability that is not finite either.
     """
     greedy = sampling.temperature == 0
     scaled = logits.astype(jnp.float32) / jnp.where(greedy, 1.0, sampling.temperature)[:, None]
@@ -44,7 +44,7 @@ def sample(
         jnp.all(greedy), lambda: jnp.zeros_like(step), lambda: _draw(kept, sampling.seed, step)
     )
     token = jnp.where(greedy, _first_of(table == peak[:, None, None]), drawn)
-    token = jnp.minimum(token, logits.shape[1] - 1)  # NaN logits: stay in range, the log-probability tells
+    token = jnp.minimum(token, logits.shape[1] - 1)  # NaN logits: stay in range; the log-probability shows it
     chosen = jnp.take_along_axis(scaled, token[:, None], axis=1)[:, 0]
     return token, chosen - peak - jnp.log(total)
 
@@ -66,7 +66,7 @@ def _first_of(where: Array) -> Int[Array, " rows"]:
 def _draw(weights: Float[Array, "rows i j"], seed: Array | np.ndarray, step: Array) -> Int[Array, " rows"]:
     """A token with probability proportional to its weight: first its column j, then its row i, each by inverting the CDF.
 
-    Two uniforms in place of one, so that 23 random bits do not blur the probabilities of rare tokens.
+    Two uniform numbers in place of one, because the 23 random bits of one would quantise the probabilities of rare tokens.
     """
 
     def uniforms(seed, step):
@@ -81,7 +81,7 @@ def _draw(weights: Float[Array, "rows i j"], seed: Array | np.ndarray, step: Arr
 
 
 def _invert(weights: Float[Array, "rows n"], u: Float[Array, " rows"]) -> Int[Array, " rows"]:
-    """The first index whose cumulative weight exceeds u * total; never one of weight 0, however the sums are rounded."""
+    """The first index whose cumulative weight exceeds u * total; never one of weight 0, whatever the rounding of the sums."""
     cumulative = jnp.cumsum(weights, axis=1)
     beyond = (cumulative > (u * cumulative[:, -1])[:, None]) & (weights > 0)
     index = jnp.where(beyond.any(axis=1), jnp.argmax(beyond, axis=1), jnp.argmax(weights, axis=1))
@@ -89,7 +89,7 @@ def _invert(weights: Float[Array, "rows n"], u: Float[Array, " rows"]) -> Int[Ar
 
 
 def _threshold(weights: Float[Array, "rows i j"], sampling: RowSampling) -> Float[Array, " rows"]:
-    """The weight from which on a token is kept: top-k first, then top-p of what it left, as transformers and vLLM do.
+    """The smallest weight of a kept token: top-k first, then top-p of what is left, as in transformers and vLLM.
 
     Tokens that tie with the last one kept are kept as well.
     """
@@ -109,15 +109,15 @@ def _threshold(weights: Float[Array, "rows i j"], sampling: RowSampling) -> Floa
 
 
 def _largest(holds, zero: Float[Array, " rows"]) -> Float[Array, " rows"]:
-    """The largest float32 in [0, 1] for which `holds`, found bit by bit: such floats are ordered like their bit patterns."""
+    """The largest float32 in [0, 1] for which `holds`, by bisection on bit patterns, which are ordered as such floats are."""
 
     def halve(_, bounds):
         low, high = bounds  # holds at low, not known to hold beyond high
         middle = low + (high - low + 1) // 2
-        fine = holds(jax.lax.bitcast_convert_type(middle, jnp.float32))
-        return jnp.where(fine, middle, low), jnp.where(fine, high, middle - 1)
+        held = holds(jax.lax.bitcast_convert_type(middle, jnp.float32))
+        return jnp.where(held, middle, low), jnp.where(held, high, middle - 1)
 
     low = zero.astype(jnp.int32)
-    one = jnp.full_like(low, 0x3F800000)
+    one = jnp.full_like(low, 0x3F800000)  # the bits of 1.0; 30 halvings of this range leave one number
     low, _ = jax.lax.fori_loop(0, 30, halve, (low, one))
     return jax.lax.bitcast_convert_type(low, jnp.float32)

@@ -8,12 +8,12 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax import nnx
-from tqdm import tqdm
 
 from dcore_jax.engines.engine import EngineStats, Request, Sample, check_request
 from dcore_jax.engines.vllm.canary import Canary, ReferenceModel, coarser
@@ -25,6 +25,7 @@ from dcore_jax.engines.vllm.server import OwnServer
 from dcore_jax.engines.vllm.sync import SyncName, Target, WeightSync, write_snapshot
 from dcore_jax.errors import UserError
 from dcore_jax.models import Decoder, ModelConfig
+from dcore_jax.progress import log, progress_bar
 
 _CONNECT_TIMEOUT = 20.0  # seconds for a server that we did not start to respond at the beginning
 
@@ -126,18 +127,21 @@ class ServerEngine:
     def generate(self, requests: Sequence[Request]) -> list[Sample]:
         """See Engine.generate."""
         self._check(requests)
-        bar = tqdm(total=len(requests), unit="req", delay=2, leave=False, disable=not self._progress)
+        bar = progress_bar(len(requests), unit="request", transient=True, disable=not self._progress)
         prepared = [self._prepare(request) for request in requests]
         batch = Batch(sum(item is not None for item in prepared))
         jobs: list[Job] = []
         self._generating += 1
         try:
-            with bar:
+            with closing(bar):
+                started, shown = time.monotonic(), 0
                 jobs += self._loop.start(map(self._work, filter(None, prepared)), batch)
                 while not batch.wait(0.5):
-                    bar.update(len(jobs) - batch.left - bar.n)
-                    rate = batch.tokens / max(bar.format_dict["elapsed"], 1e-9)
-                    bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+                    done = len(jobs) - batch.left
+                    rate = batch.tokens / max(time.monotonic() - started, 1e-9)
+                    bar.set_postfix({"tokens/s": f"{rate:,.0f}"})
+                    bar.update(done - shown)
+                    shown = done
             for job in jobs:
                 if job.error is not None:
                     raise job.error
@@ -333,4 +337,4 @@ class ServerEngine:
 
 
 def _report(line: str) -> None:
-    tqdm.write(f"vLLM {line}")
+    log(f"vLLM {line}")

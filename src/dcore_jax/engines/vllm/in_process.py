@@ -7,12 +7,12 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax import nnx
-from tqdm import tqdm
 
 from dcore_jax.engines.engine import EngineStats, Request, Sample, check_request
 from dcore_jax.engines.vllm.canary import (
@@ -28,6 +28,7 @@ from dcore_jax.engines.vllm.server import EXTENSION, check_memory_fraction, has_
 from dcore_jax.engines.vllm.sync import check_coverage, expected_tensors
 from dcore_jax.errors import UserError
 from dcore_jax.models import Decoder, read_model_config
+from dcore_jax.progress import progress_bar
 from dcore_jax.weights import hf_tensors
 
 # vLLM's own default would leave no memory for the trainer on the same GPU.
@@ -104,8 +105,8 @@ class InProcessEngine:
         for id, request in zip(ids, requests):
             if id not in self._running:
                 done[id] = self._count(overlong_sample(request, self._version))
-        bar = tqdm(total=len(requests), unit="req", delay=2, leave=False, disable=not self._progress)
-        with bar:
+        bar = progress_bar(len(requests), unit="request", transient=True, disable=not self._progress)
+        with closing(bar):
             bar.update(len(done))
             start, tokens = time.perf_counter(), 0
             while len(done) < len(ids):
@@ -117,7 +118,7 @@ class InProcessEngine:
                     else:
                         self._ready.append(sample)
                 elapsed = time.perf_counter() - start
-                bar.set_postfix_str(f"{tokens / elapsed:,.0f} tokens/s", refresh=False)
+                bar.set_postfix({"tokens/s": f"{tokens / elapsed:,.0f}"})
         self._sleep_if_idle()
         return [done[id] for id in ids]
 
