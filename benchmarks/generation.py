@@ -2,14 +2,13 @@
 
     python benchmarks/generation.py [--batches 1,8,32] [--rounds 7] [--temperature 1] [--clock cpu]
 
-Each engine has a process of its own, since threads of one that spin while they wait slow another in the same process. They take
-turns within every round, so that a busy machine slows them alike; the table shows medians over rounds, and the median of the
-rounds' ratios. Compilation and a warm-up call come before. In every round a square matrix product takes its turn too: `of the
-limit` is the share of its operations per second that an engine reaches with the operations generation cannot do without. Prints
-Markdown.
+Each engine has a process of its own, since waiting threads that spin would slow another engine in the same process. They take
+turns within every round, so that a busy machine slows all of them; the table shows medians over rounds, and the median of the
+rounds' ratios. Compilation and a warm-up call come before. In every round a square matrix product takes a turn too: `of the
+limit` is the rate of the operations that generation needs at least, as a share of that product's rate. Prints Markdown.
 
-On a machine that others use too, wall time says little: threads that wait for one that is not running lose most. `--clock cpu`
-counts seconds of CPU instead; run it with `taskset -c 0`, OMP_NUM_THREADS=1 and XLA_FLAGS=--xla_cpu_multi_thread_eigen=false.
+On a shared machine wall time is unreliable, above all for programs whose threads wait for each other. `--clock cpu` counts
+seconds of CPU instead; run it with `taskset -c 0`, OMP_NUM_THREADS=1 and XLA_FLAGS=--xla_cpu_multi_thread_eigen=false.
 """
 
 import argparse
@@ -36,7 +35,7 @@ from dcore_jax.models.config import ModelConfig, read_model_config
 from heading import heading
 
 Prompts = list[tuple[int, ...]]
-Run = Callable[[Prompts], int]  # finishes all prompts, returns the number of new tokens
+Run = Callable[[Prompts], int]  # continues all prompts; returns the number of new tokens
 
 
 def make_model(args: argparse.Namespace, folder: Path) -> None:
@@ -93,7 +92,7 @@ def transformers_generate(args: argparse.Namespace, folder: Path, batch: int) ->
 
 
 def vllm(args: argparse.Namespace, folder: Path, batch: int) -> Run | None:
-    """In this process where vLLM is installed (its CPU build on a machine without GPU); None where it is not."""
+    """vLLM in this process (its CPU build on a machine without a GPU); None where it is not installed."""
     if importlib.util.find_spec("vllm") is None:
         return None
     for name, value in {
@@ -124,14 +123,14 @@ def vllm(args: argparse.Namespace, folder: Path, batch: int) -> Run | None:
 
 
 def operations(config: ModelConfig, prompt: int, new: int) -> float:
-    """Of one sequence's forward passes: all tokens but the last through the layers, the new ones through the head."""
+    """Floating-point operations of one sequence: all tokens but the last through the layers, the new ones through the head."""
     tokens = prompt + new - 1
     training = training_flops(config, tokens, new, tokens * (tokens + 1) // 2)
     return training / 3  # a backward pass is two forward passes
 
 
 def matrix_product(args: argparse.Namespace, folder: Path, batch: int) -> Run:
-    """The machine's own limit: square products in the compute dtype, whatever the prompts; returns the operations they took."""
+    """The machine's limit: square matrix products in the compute dtype, whatever the prompts; returns their operations."""
     x = jnp.ones((2048, 2048), args.dtype)
     product = jax.jit(jnp.matmul)
 
@@ -151,11 +150,11 @@ CONTESTANTS = {
     "vllm": vllm,
     LIMIT: matrix_product,
 }
-PAUSE = 0.5  # seconds between two turns: OpenMP's threads spin on for 0.2 s
+PAUSE = 0.5  # seconds between two turns: OpenMP's threads keep spinning for 0.2 s
 
 
 def compete(name: str, args: argparse.Namespace, folder: Path, batch: int, pipe: Connection) -> None:
-    """A contestant's process: answers prompts with the tokens made and the seconds taken, until it is sent None."""
+    """A contestant's process: for each list of prompts sends the new tokens and the seconds taken, until it receives None."""
     run = CONTESTANTS[name](args, folder, batch)
     pipe.send(run is not None)
     clock = CLOCKS[args.clock]
@@ -166,7 +165,7 @@ def compete(name: str, args: argparse.Namespace, folder: Path, batch: int, pipe:
 
 
 def measure(args: argparse.Namespace, folder: Path, batch: int) -> dict[str, list[float]]:
-    """Of every round, by engine, tokens per second; of `limit`, operations per second. All take turns."""
+    """Tokens per second of every round, by engine; operations per second for `limit`. All take turns."""
     context = multiprocessing.get_context("spawn")
     rng = np.random.default_rng(batch)
     pipes: dict[str, Connection] = {}
@@ -176,12 +175,12 @@ def measure(args: argparse.Namespace, folder: Path, batch: int) -> dict[str, lis
             pipe, theirs = context.Pipe()
             processes.append(context.Process(target=compete, args=(name, args, folder, batch, theirs)))
             processes[-1].start()
-            theirs.close()  # a contestant that dies then ends our waiting
+            theirs.close()  # so that `recv` raises if the contestant dies
             if pipe.recv():
                 pipes[name] = pipe
         rates: dict[str, list[float]] = {name: [] for name in pipes}
         for round_number in range(-1, args.rounds):  # the first one compiles and warms up
-            # New prompts every round: nobody lives on a prefix that was seen before.
+            # New prompts every round, so that no engine can reuse a cached prefix.
             prompts = [tuple(map(int, row)) for row in rng.integers(0, args.vocab, (batch, args.prompt))]
             for name, pipe in pipes.items():
                 time.sleep(PAUSE)

@@ -1,4 +1,4 @@
-"""Call formats: what each one reads and writes, and what it answers to a text it cannot read."""
+"""Call formats: what each one parses and renders, and its errors."""
 
 import re
 from enum import IntEnum
@@ -87,7 +87,7 @@ def test_python_arguments_read_as_python_would_read_them(written, arguments):
         ("</think>", '["\\x3c/think>"()]'),
     ],
 )
-def test_a_python_name_stands_bare_where_it_can_and_quoted_where_it_cannot(name, written):
+def test_a_python_name_is_bare_where_possible_and_quoted_elsewhere(name, written):
     assert render_calls([Call(name)], "python") == written
     assert parse_calls(written, "python") == (Call(name),)
 
@@ -181,7 +181,7 @@ def test_a_qwen_block_may_spread_its_object_over_lines_and_a_tags_block_may_not(
     assert parse_response(spread % "parameters", "tags").error == "not JSON"
 
 
-def test_blank_lines_and_unknown_fields_beside_a_call_are_ignored():
+def test_blank_lines_and_unknown_fields_are_ignored():
     text = '<tool_call>\n\n{"id": 7, "name": "f", "parameters": {}}\n \n</tool_call>'
     assert parse_response(text, "tags").calls == (Call("f"),)
 
@@ -207,7 +207,7 @@ def test_a_response_splits_into_thought_calls_and_reply(text, call_format, expec
     assert parse_response(text, call_format) == expected
 
 
-def test_a_reply_may_stand_beside_json_calls():
+def test_a_reply_may_come_with_json_calls():
     block = '<tool_call>\n{"name": "f", "%s": {}}\n</tool_call>'
     tags = parse_response(f"<think>x</think>\n{block % 'parameters'}\n<response> Hi. </response>", "tags")
     qwen = parse_response(f"<think>x</think>\n\nHi.\n{block % 'arguments'}", "qwen")
@@ -219,13 +219,13 @@ def test_bytes_are_read_as_utf8_and_broken_ones_do_not_raise():
     assert parse_response(b"\xff\xfe[f()]", "python").calls == ()
 
 
-def test_split_thought_gives_back_the_answer_untouched():
+def test_split_thought_returns_the_answer_unchanged():
     assert split_thought("<think>\na\n</think>\n\n b ") == ("a", "\n\n b ", True)
     assert split_thought(" b ") == (None, " b ", True)
     assert split_thought("<think>a") == ("a", "", False)
 
 
-def test_parse_calls_wants_calls_and_nothing_else():
+def test_parse_calls_refuses_anything_but_calls():
     for call_format in CALL_FORMATS:
         assert parse_calls(render_calls([], call_format), call_format) == ()
         with pytest.raises(UserError, match="text that is not a call"):
@@ -302,7 +302,7 @@ class Level(IntEnum):
 
 
 @pytest.mark.parametrize("call_format", CALL_FORMATS)
-def test_numbers_that_write_themselves_otherwise_are_written_as_numbers(call_format):
+def test_number_subclasses_are_written_as_plain_numbers(call_format):
     call = Call("f", {"a": np.float64(1.5), "b": [np.float64(-1e300)], "c": Level.HIGH, "d": True})
     (read,) = parse_calls(render_calls([call], call_format), call_format)
     assert read.arguments == {"a": 1.5, "b": [-1e300], "c": 2, "d": True}

@@ -57,6 +57,7 @@ def test_no_two_options_of_a_recipe_share_a_text():
     [
         ("rl", (), 60),
         ("rl", ("--model", "x", "--algorithm", "dapo"), 60),
+        ("rl", ("--model", "x", "--algorithm", "rest"), 60),
         ("rl", ("--model", "x", "--engine", "vllm-server"), 60),
         ("distill", (), 45),
         ("distill", ("--model", "x"), 45),
@@ -64,6 +65,7 @@ def test_no_two_options_of_a_recipe_share_a_text():
 )
 def test_help_shows_few_options_each_with_a_text(command, arguments, most, capsys, monkeypatch):
     shown = options_in(help_of(command, *arguments, capsys=capsys, monkeypatch=monkeypatch))
+    shown -= {"--algorithm.name", "--algorithm.preset", "--engine.name"}  # second spellings, on lines of their own
     assert 20 < len(shown) <= most, sorted(shown)
     assert "--config" in shown
 
@@ -150,6 +152,8 @@ def test_with_a_vllm_engine_importance_weights_are_truncated_unless_a_cap_is_giv
     never = parse(RLConfig, "--model", "x", "--engine", "vllm", "--algorithm.importance-cap", "0")
     assert never.running_algorithm().importance_cap == 0.0
     assert parse(RLConfig, "--model", "x").running_algorithm().importance_cap is None
+    stale = parse(RLConfig, "--rollout.staleness", "1", "--algorithm.importance-cap", "2")
+    assert stale.running_algorithm().importance_cap == 2.0
 
 
 def test_configs_are_found_by_name_and_by_path(tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""The decoder against transformers, and what packing may not change."""
+"""The decoder against transformers, and packed rows against separate ones."""
 
 import jax
 import jax.numpy as jnp
@@ -171,7 +171,7 @@ def test_a_config_survives_the_round_trip(name):
     assert config.num_parameters == sum(p.numel() for p in torch_model(name).parameters())
 
 
-def test_old_and_new_spelling_of_rope_are_read_alike():
+def test_old_and_new_spelling_of_rope_give_the_same_config():
     new = torch_model("llama").config.to_dict()
     rope = dict(new["rope_parameters"])
     old = {k: v for k, v in new.items() if k != "rope_parameters"} | {

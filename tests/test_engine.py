@@ -1,4 +1,4 @@
-"""The native engine against transformers, the decoder's own full forward pass, and itself in other company."""
+"""The native engine against transformers, the decoder's full forward pass, and itself with other requests in the batch."""
 
 import re
 from dataclasses import replace
@@ -209,7 +209,7 @@ def test_a_steady_state_compiles_nothing(model):
         assert len(samples) == 22
         assert len(compilations) == seen
         jax.jit(lambda x: x * 3 + 1)(jnp.ones(3))
-        assert len(compilations) > seen  # the listener does listen
+        assert len(compilations) > seen  # the listener works
     finally:
         jax.monitoring.clear_event_listeners()
 
@@ -226,7 +226,7 @@ def test_a_prompt_that_leaves_no_room_is_returned_and_counted(model):
     }  # fmt: skip
 
 
-def test_the_longest_sequence_is_as_long_as_it_may_be(model):
+def test_a_sequence_may_have_max_length_tokens(model):
     expected = NativeEngine(model, slots=1).generate([Request(PROMPTS[3], replace(GREEDY, max_tokens=30))])[0]
     sample = NativeEngine(model, slots=1, max_length=64).generate(
         [Request(PROMPTS[3], replace(GREEDY, max_tokens=500))]
@@ -235,7 +235,7 @@ def test_the_longest_sequence_is_as_long_as_it_may_be(model):
     assert len(sample.prompt_ids) + len(sample.ids) == 64
 
 
-def test_submitted_requests_come_back_by_polling_even_beside_a_generate(engine):
+def test_submitted_requests_are_polled_even_during_a_generate(engine):
     requests = [Request(p, replace(GREEDY, max_tokens=n), n) for n, p in enumerate(PROMPTS, start=1)]
     expected = {s.request_id: s for s in engine.generate(requests)}
     engine.submit(requests[:5])
@@ -248,7 +248,7 @@ def test_submitted_requests_come_back_by_polling_even_beside_a_generate(engine):
     assert engine.poll() == []
 
 
-def test_new_weights_answer_with_their_version_and_not_with_old_keys(model, checkpoints):
+def test_new_weights_sample_with_their_version_and_without_old_keys(model, checkpoints):
     engine = NativeEngine(model, slots=2, weight_version=3)
     other = nnx.merge(nnx.split(model)[0], jax.tree.map(lambda x: x * 0.9, nnx.state(model)))
     request = Request(PROMPTS[4], GREEDY)
@@ -268,7 +268,7 @@ def test_new_weights_answer_with_their_version_and_not_with_old_keys(model, chec
         engine.update_weights(load_hf(checkpoints["qwen3_tied"]), 6)
 
 
-def test_weights_that_diverged_are_noticed(model):
+def test_diverged_weights_raise(model):
     engine = NativeEngine(model, slots=2)
     broken = jax.tree.map(lambda x: x * np.nan, nnx.state(model))
     engine.update_weights(broken, 1)
@@ -356,7 +356,7 @@ def test_a_bucket_holds_its_length_with_little_waste(length):
 @pytest.mark.parametrize(
     "shape", [(4, 1, 4, 20), (3, 2, 2, 64)]
 )  # rows, kv heads, query heads for each, head_dim
-def test_attention_gives_the_same_bits_however_long_the_cache(shape):
+def test_attention_is_bitwise_equal_for_every_cache_length(shape):
     R, K, G, C = shape
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(R, 1, heads, C)), jnp.float32) for heads in (K * G, K, K))
@@ -414,7 +414,7 @@ def test_impossible_sampling_is_refused(fields, message):
         SamplingParams(**fields)
 
 
-def test_mistakes_are_refused_before_anything_starts(model, engine):
+def test_invalid_requests_and_arguments_raise_before_anything_starts(model, engine):
     good = Request(PROMPTS[0], GREEDY)
     for bad, message in [
         (Request((), GREEDY, "empty"), "request 'empty': prompt_ids is empty"),
@@ -436,7 +436,7 @@ def test_mistakes_are_refused_before_anything_starts(model, engine):
         NativeEngine(model, slots=4, mesh=make_mesh("tensor=2"))
 
 
-def test_a_closed_engine_says_so(model):
+def test_a_closed_engine_raises(model):
     engine = NativeEngine(model, slots=2)
     assert isinstance(engine, Engine)
     engine.submit([Request(PROMPTS[0], GREEDY)])
@@ -455,8 +455,8 @@ def test_the_worked_example_of_the_documentation_runs(checkpoints, capsys):
     assert "length" in capsys.readouterr().out
 
 
-def test_a_kept_prompt_and_many_new_ones_may_come_together(model):
-    """The new ones' prefills push the kept one out of memory; it must have been used before that."""
+def test_a_kept_prefill_is_used_before_new_ones_evict_it(model):
+    """The new prompts' prefills evict the kept one, which must have been inserted before that."""
     engine = NativeEngine(model, slots=8, max_length=64)
     first, *others = prompts(9, 10, 11, 12, 13, 14)
     request = Request(first, SamplingParams(max_tokens=3, seed=5))

@@ -1,4 +1,4 @@
-"""The Pallas kernels: lowered for the machines that are not here, and small in memory."""
+"""The Pallas kernels, lowered for GPU and TPU without either, and their tile sizes."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def test_one_kernel_source_lowers_for_gpu_and_tpu_forward_and_backward(
         .lower(lowering_platforms=(platform,))
         .as_text()
     )
-    # One kernel on the way forward, one on the way back, each through the platform's own compiler.
+    # One kernel in the forward pass, one in the backward pass, each by the platform's own compiler.
     assert text.count(call) == 2
 
 

@@ -1,4 +1,4 @@
-"""Under a mesh of eight devices both kernels give what one device gives, and gradients lie where the parameters do."""
+"""Under a mesh of eight devices both kernels give what one device gives, and gradients are sharded like the parameters."""
 
 from functools import partial
 
@@ -82,7 +82,7 @@ def test_a_mesh_gives_the_value_and_gradients_of_one_device(function, implementa
 
 
 @pytest.mark.parametrize("function", [score, loss])
-def test_the_unembeddings_gradient_lies_as_the_parameter_does(function):
+def test_the_unembeddings_gradient_is_sharded_like_the_parameter(function):
     mesh = mesh_of((2, 2, 2))
     with jax.set_mesh(mesh):
         _, (_, d_unembed) = value_and_grads(function, place(mesh, problem(48, 96)), "blocked")

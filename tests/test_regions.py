@@ -96,7 +96,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("call_format", "rules", "text", "letters"), TABLE)
-def test_regions_stand_where_a_reader_puts_them(call_format, rules, text, letters):
+def test_regions_are_where_a_reader_puts_them(call_format, rules, text, letters):
     text = text.replace("/", "\n").replace("<\n", "</")
     assert painted(text, call_format, rules) == letters
 

@@ -131,14 +131,14 @@ def greedy_of_transformers(folder, prompts, count):
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    answers = []
+    continuations = []
     with torch.no_grad():
         for prompt in prompts:
             ids = list(prompt)
             for _ in range(count):
                 ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-            answers.append(tuple(ids[len(prompt) :]))
-    return answers
+            continuations.append(tuple(ids[len(prompt) :]))
+    return continuations
 
 
 # --- over HTTP ---
@@ -170,7 +170,7 @@ def test_after_an_update_without_restart_sampled_logprobs_are_the_trainers(sync,
         )
 
 
-def test_seeds_repeat_stops_stay_and_prompts_without_room_are_overlong(over_http):
+def test_seeds_repeat_stop_tokens_are_kept_and_prompts_without_room_are_overlong(over_http):
     group = fan_out(Request(PROMPTS[3], SamplingParams(max_tokens=40, seed=11), "g"), 8)
     first, again = over_http.generate(group), over_http.generate(group)
     assert [s.ids for s in first] == [s.ids for s in again]
@@ -266,7 +266,7 @@ def write_prompts(folder):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_server_that_is_killed_or_hangs_in_mid_batch_comes_back_with_the_current_weights(
+def test_a_server_that_is_killed_or_hangs_in_mid_batch_is_restarted_with_the_current_weights(
     number, own_server, over_http, model
 ):
     weights = changed(model, 1.1)

@@ -1,4 +1,4 @@
-"""Engines over HTTP against stub servers: order, faults, weight versions. The real vLLM is in test_vllm.py."""
+"""The engine over HTTP with stub servers: order, faults, weight versions. Real vLLM is in test_vllm.py."""
 
 import dataclasses
 import json
@@ -93,7 +93,7 @@ def engine_of(servers, model, folder, **settings):
 
 @pytest.fixture(scope="module")
 def two(model, tmp_path_factory):
-    """An engine of two healthy stubs that take 20 ms for an answer."""
+    """An engine of two healthy stubs that take 20 ms for a response."""
     folder = tmp_path_factory.mktemp("two")
     servers = [own(folder, i, "--delay=0.02") for i in range(2)]
     engine = engine_of(servers, model, folder)
@@ -112,7 +112,7 @@ def ask(server, path, body=None):
 
 
 def polled(engine):
-    """Everything that is in flight, as it comes."""
+    """All samples in flight, in the order in which they finish."""
     done = []
     while engine.in_flight:
         done += engine.poll()
@@ -130,8 +130,8 @@ def expected(request, weights, limit=None):
     return stub_tokens(request.prompt_ids, params.seed, weights, limit or params.max_tokens, EOS)
 
 
-def assert_answers(samples, asked, weights, version=0):
-    """Every request has its own answer, in order, by those weights."""
+def assert_samples(samples, asked, weights, version=0):
+    """Every request has its own sample, in order, sampled by those weights."""
     assert [s.request_id for s in samples] == [r.id for r in asked]
     for sample, request in zip(samples, asked):
         ids, logprobs, reason = expected(request, weights)
@@ -140,14 +140,14 @@ def assert_answers(samples, asked, weights, version=0):
 
 
 def write_canary(model, folder, **changes):
-    """Tells stubs that load weights from this folder to answer the canary as the trainer does, but for `changes`."""
+    """Makes stubs that load weights from this folder give the trainer's canary log-probabilities, except for `changes`."""
     reference = reference_function(Canary(VOCAB), nnx.split(model)[0])(nnx.split(model)[1])
     given = {"prompt": reference.prompt.tolist(), "sampled": reference.sampled.tolist(), **changes}
     (Path(folder) / "stub_canary.json").write_text(json.dumps(given))
 
 
 def push(engine, model, folder, version, **changes):
-    """Updates the weights, with stubs that answer the canary as the trainer does, but for `changes`."""
+    """Updates the weights, with stubs that give the trainer's canary log-probabilities, except for `changes`."""
     write_canary(model, folder, **changes)
     engine.update_weights(model, version)
     return engine._target.name
@@ -161,25 +161,25 @@ def test_samples_come_in_order_and_once_from_servers_that_share_the_load(two):
     assert isinstance(engine, Engine)
     before = [len(ask(s, "/stub/seen")["finished"]) for s in servers]
     asked = requests(40, seed=1000)
-    assert_answers(engine.generate(asked), asked, "default")
+    assert_samples(engine.generate(asked), asked, "default")
     seen = [ask(s, "/stub/seen")["finished"][n:] for s, n in zip(servers, before)]
     assert sorted(seed for part in seen for _, seed in part) == [1000 + i for i in range(40)]
     assert min(len(part) for part in seen) >= 15
     assert engine.in_flight == 0 and engine.faults == {}
 
 
-def test_submitted_requests_come_back_through_poll_beside_a_generate(two):
+def test_submitted_requests_are_polled_even_during_a_generate(two):
     engine, _, _ = two
     asked = requests(10, seed=2000)
     engine.submit(asked)
     beside = requests(3, seed=3000)
-    assert_answers(engine.generate(beside), beside, "default")
+    assert_samples(engine.generate(beside), beside, "default")
     assert engine.in_flight == 10
-    assert_answers(sorted(polled(engine), key=lambda s: s.request_id), asked, "default")
+    assert_samples(sorted(polled(engine), key=lambda s: s.request_id), asked, "default")
     assert engine.poll() == []
 
 
-def test_prompts_without_room_come_back_overlong_and_answers_are_cut_at_the_longest_sequence(two):
+def test_prompts_without_room_are_overlong_and_samples_end_at_max_length(two):
     engine, _, _ = two
     before = engine.stats
     long = Request(tuple(range(100)) + tuple(range(28)), SamplingParams(), "overlong")
@@ -195,10 +195,10 @@ def test_stop_tokens_end_a_sample_and_stay_in_it(two):
     asked = [Request((5,), SamplingParams(max_tokens=100, seed=s, stop_token_ids=(9,)), s) for s in range(20)]
     stopped = [s for s in engine.generate(asked) if s.finish_reason == "stop"]
     assert {s.ids[-1] for s in stopped} == {7, 9}
-    deaf = engine.generate(
+    ignoring = engine.generate(
         [Request((5,), SamplingParams(max_tokens=100, seed=s, ignore_eos=True)) for s in range(5)]
     )
-    assert all(len(s.ids) == 100 for s in deaf) and any(7 in s.ids for s in deaf)
+    assert all(len(s.ids) == 100 for s in ignoring) and any(7 in s.ids for s in ignoring)
 
 
 def test_a_server_never_has_more_requests_than_the_limit(model, tmp_path):
@@ -206,7 +206,7 @@ def test_a_server_never_has_more_requests_than_the_limit(model, tmp_path):
     engine = engine_of([server], model, tmp_path, limits=Limits(in_flight=3, queue=5))
     try:
         asked = requests(20)
-        assert_answers(engine.generate(asked), asked, "default")
+        assert_samples(engine.generate(asked), asked, "default")
         assert ask(server, "/stub/seen")["busiest"] == 3
     finally:
         engine.close()
@@ -231,9 +231,9 @@ def test_each_update_has_a_version_that_every_sample_carries(sync, model, tmp_pa
         for version in (1, 2):
             name = push(engine, model, tmp_path, version)
             asked = requests(8)
-            assert_answers(engine.generate(asked), asked, name, version)
+            assert_samples(engine.generate(asked), asked, name, version)
         assert engine.weight_version == 2 and max(engine.canary_gaps.values()) < 1e-6
-        assert len(list(tmp_path.glob("weights-*/model.safetensors"))) == 1  # the one before is gone
+        assert len(list(tmp_path.glob("weights-*/model.safetensors"))) == 1  # the previous one is removed
         engine.submit(asked)
         with pytest.raises(RuntimeError, match="8 requests are in flight"):
             engine.update_weights(model, 3)
@@ -253,7 +253,7 @@ def test_a_canary_that_differs_from_the_trainer_stops_the_run(two, model):
     with pytest.raises(UserError, match="start the server with --logprobs-mode processed_logprobs"):
         push(engine, model, folder, 1, sampled=[-0.001] * VOCAB)
     name = push(engine, model, folder, 2)
-    assert_answers(engine.generate(requests(2)), requests(2), name, 2)
+    assert_samples(engine.generate(requests(2)), requests(2), name, 2)
 
 
 def test_a_model_with_other_tensors_is_refused_before_anything_is_sent(model, tmp_path, monkeypatch):
@@ -278,7 +278,7 @@ def test_coverage_is_equality_of_sets():
             check_coverage({"a", "b"}, theirs, "x")
 
 
-def test_the_canary_tells_stale_weights_even_within_the_tolerance():
+def test_the_canary_detects_stale_weights_even_within_the_tolerance():
     rng = np.random.default_rng(0)
     old = rng.normal(-3, 1, 63).astype(np.float32)
     new = old + np.float32(5e-4)
@@ -304,12 +304,12 @@ def test_one_invalid_response_is_retried_and_nothing_is_lost(fault, two, model):
     ask(servers[0], "/stub/fault", {"fault": fault})
     asked = requests(16, seed=4000)
     faults = sum(engine.faults.values())
-    assert_answers(engine.generate(asked), asked, name, 5)
+    assert_samples(engine.generate(asked), asked, name, 5)
     assert sum(engine.faults.values()) > faults
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_server_of_ours_that_is_killed_or_hangs_in_mid_batch_is_started_again_with_the_current_weights(
+def test_an_own_server_that_is_killed_or_hangs_in_mid_batch_is_restarted_with_the_current_weights(
     number, model, tmp_path
 ):
     server = own(tmp_path, 0, "--delay=0.1")
@@ -330,14 +330,14 @@ def test_a_server_of_ours_that_is_killed_or_hangs_in_mid_batch_is_started_again_
         done += polled(engine)
         assert server.starts == 2
         assert Counter(s.request_id for s in done) == Counter(range(24))
-        assert_answers(sorted(done, key=lambda s: s.request_id), asked, name, 3)
+        assert_samples(sorted(done, key=lambda s: s.request_id), asked, name, 3)
         assert engine.faults
     finally:
         engine.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_requests_of_a_foreign_server_that_dies_or_hangs_go_to_the_others(number, model, tmp_path):
+def test_requests_of_a_users_server_that_dies_or_hangs_go_to_the_others(number, model, tmp_path):
     servers = [own(tmp_path, i, "--delay=0.05") for i in range(2)]
     for server in servers:
         server.key = servers[0].key
@@ -353,13 +353,13 @@ def test_requests_of_a_foreign_server_that_dies_or_hangs_go_to_the_others(number
         os.killpg(servers[0].process_group, number)
         done += polled(engine)
         assert Counter(s.request_id for s in done) == Counter(range(60))
-        assert_answers(sorted(done, key=lambda s: s.request_id), asked, name, 1)
+        assert_samples(sorted(done, key=lambda s: s.request_id), asked, name, 1)
         if number == signal.SIGSTOP:  # it goes on, and serves again once it has recovered
             os.killpg(servers[0].process_group, signal.SIGCONT)
             count = len(ask(servers[0], "/stub/seen")["finished"])
             for _ in range(100):
                 again = requests(8, seed=9000)
-                assert_answers(engine.generate(again), again, name, 1)
+                assert_samples(engine.generate(again), again, name, 1)
                 if len(ask(servers[0], "/stub/seen")["finished"]) > count:
                     break
                 time.sleep(0.05)
@@ -382,7 +382,7 @@ def test_a_request_that_times_out_is_retried_on_another_server(two, model, tmp_p
     )
     try:
         asked = requests(4)
-        assert_answers(engine.generate(asked), asked, ask(servers[0], "/weight_info")["weight_version"])
+        assert_samples(engine.generate(asked), asked, ask(servers[0], "/weight_info")["weight_version"])
         assert engine.faults["no response in time"] >= 1
     finally:
         engine.close()
@@ -405,12 +405,12 @@ def test_when_every_server_is_abandoned_the_run_stops_and_names_them(model, tmp_
         engine.close()
 
 
-def test_a_server_that_always_fails_is_a_clear_stop_unless_another_one_serves(model, tmp_path):
+def test_a_server_that_always_fails_stops_the_run_unless_another_one_serves(model, tmp_path):
     bad, good = own(tmp_path, 0, "--fault=garbage", "--keep-fault"), own(tmp_path, 1)
     engine = engine_of([bad, good], model, tmp_path)
     asked = requests(30)
     try:
-        assert_answers(engine.generate(asked), asked, "default")
+        assert_samples(engine.generate(asked), asked, "default")
     finally:
         engine.close()
     engine = engine_of([bad], model, tmp_path)
@@ -432,7 +432,7 @@ def test_a_server_that_dies_at_every_request_stops_the_run_with_its_log(model, t
         engine.close()
 
 
-def test_a_context_that_is_too_small_is_a_clear_stop(two, model, tmp_path):
+def test_a_context_that_is_too_small_stops_the_run(two, model, tmp_path):
     with pytest.raises(UserError, match="serves 64 tokens of prompt and continuation, the run needs 128"):
         engine_of([own(tmp_path, 0, "--length=64")], model, tmp_path)
     engine, servers, _ = two
@@ -468,10 +468,10 @@ def test_servers_that_cannot_be_used_are_named_at_the_start(two, model, tmp_path
         engine_of([], model, tmp_path)
 
 
-# --- servers of our own ---
+# --- servers that we start ---
 
 
-def test_a_server_of_ours_listens_on_loopback_behind_a_key_that_is_not_on_its_command_line(two):
+def test_an_own_server_listens_on_loopback_behind_a_key_that_is_not_on_its_command_line(two):
     _, servers, folder = two
     assert len({s.key for s in servers}) == 2 and all(len(s.key) >= 32 for s in servers)
     for server in servers:
@@ -508,7 +508,7 @@ def test_a_share_of_the_gpu_outside_0_to_1_is_refused(fraction, folder):
         InProcessEngine(folder, max_length=64, memory_fraction=fraction)
 
 
-def test_no_server_outlives_a_run_that_is_killed(tmp_path):
+def test_the_supervisor_ends_the_server_when_the_run_is_killed(tmp_path):
     code = f"""
 import os, signal, sys
 sys.path.insert(0, {str(STUB.parent)!r})
@@ -683,7 +683,7 @@ def test_rl_truncates_importance_weights_for_vllm_unless_told_otherwise_and_refu
         config(engine="vllm-server", top_p=0.9)
 
 
-def test_the_engine_and_its_servers_are_two_words_on_the_command_line():
+def test_engine_and_servers_are_two_options():
     arguments = ["--engine", "vllm-server", "--engine.servers", "http://a:1", "http://b:2"]
     for kind in (RLConfig, DistillConfig):
         config = parse_options(kind, arguments, description="", default_config=lambda _: None)

@@ -1,4 +1,4 @@
-"""Hugging Face both ways: byte-equal, every tensor once, every problem named, nothing half-written."""
+"""Loading and export of Hugging Face folders: byte-equal, every tensor once, every problem named, nothing half-written."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from conftest import CHECKPOINTS, torch_model
 from dcore_jax import UserError, export_hf, load_hf
 from dcore_jax.mesh import make_mesh
-from dcore_jax.weights import load_decoder
+from dcore_jax.weights import load_decoder, local_folder
 from dcore_jax.weights.export import export_decoder
 
 
@@ -57,7 +57,7 @@ def test_without_a_source_the_config_is_written_from_the_model(tmp_path, checkpo
     assert load_hf(out).config == load_hf(checkpoints["llama"]).config
 
 
-def test_companion_files_travel_and_weights_do_not(tmp_path, checkpoints):
+def test_companion_files_are_copied_and_weights_are_not(tmp_path, checkpoints):
     source = tmp_path / "source"
     shutil.copytree(checkpoints["qwen3"], source)
     for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json", "merges.txt"):
@@ -173,6 +173,16 @@ except UserError as error:
     assert "refused:" in done.stdout
     assert "could not be written" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("text", "reason"), [("", "ConnectionError"), ("\nno route\nto it", "no route")])
+def test_a_hub_error_is_one_line_even_without_a_text(text, reason, monkeypatch):
+    def refuse(*_, **__):
+        raise ConnectionError(text)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(UserError, match=rf"owner/model: no such folder, .* \({reason}\)$"):
+        local_folder("owner/model")
 
 
 @pytest.mark.parametrize("mesh", ["8", "data=2,fsdp=2,tensor=2"])

@@ -1,6 +1,7 @@
 """The `dcore` command: one word for each recipe, and what helps to run them. `scripts/*.py` are the same doors."""
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -20,6 +21,8 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs `dcore <command> <options>`; a UserError becomes `error: <one line>` on stderr and exit status 1."""
+    # transformers serves tokenizers here; that it finds no torch is no news.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     run_command(lambda: _dispatch(list(sys.argv[1:] if arguments is None else arguments)))
 
 

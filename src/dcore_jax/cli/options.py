@@ -13,7 +13,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
@@ -117,6 +117,7 @@ def field_texts(kind: Any) -> dict[str, str]:
 def _default(kind: type[C], arguments: Sequence[str], named: str | Path | None) -> C:
     """The config file's values, with the deciding options of the command line put in before defaults are completed."""
     path, aliases = find_config(named) if named else None, _aliases(kind)
+    hints = {dotted: hint for dotted, hint, _ in option_fields(kind)}
     try:
         values = dict(read_yaml(path)) if path else {}
         for dotted in getattr(kind, "DECIDING", ()):
@@ -124,13 +125,15 @@ def _default(kind: type[C], arguments: Sequence[str], named: str | Path | None) 
             if given is None and dotted in aliases:
                 given = _value_of(arguments, f"--{aliases[dotted]}")
             if given is not None:
-                _set_nested(values, dotted.split("."), given)
+                choices = get_args(hints[dotted])  # of a Literal; numbers among them are written as text
+                value = next((choice for choice in choices if str(choice) == given), given)
+                _set_nested(values, dotted.split("."), value)
         return config_from_dict(kind, values)
     except UserError as error:
         raise UserError(f"{path}: {error}" if path else str(error)) from None
 
 
-def _set_nested(values: dict[str, Any], keys: list[str], value: str) -> None:
+def _set_nested(values: dict[str, Any], keys: list[str], value: Any) -> None:
     key, *rest = keys
     if not rest:
         values[key] = value

@@ -1,7 +1,7 @@
-"""Causal attention that never crosses a segment border, on every backend.
+"""Causal attention within segments (block-diagonal causal mask), with a choice of backends.
 
-`xla` runs everywhere. `cudnn` is the flash kernel of NVIDIA GPUs (bf16 or fp16). `splash` is the TPU's. A combination that cannot
-honour the segments raises: no backend ignores them.
+`xla` runs everywhere. `cudnn` is the flash kernel of NVIDIA GPUs (bf16 or fp16). `splash` is the TPU's. No backend ignores the
+segments: a combination that cannot mask them raises.
 """
 
 import math
@@ -14,31 +14,36 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from dcore_jax.errors import UserError
+from dcore_jax.errors import UserError, check_choice
 from dcore_jax.mesh import BATCH_AXES
 from dcore_jax.models.blocked_attention import blocked_attention
 
 AttentionImplementation = Literal["auto", "xla", "cudnn", "splash", "splash_interpret"]
 
-# Tokens of a block of blocked_attention. An accelerator asks the host about each turn of its loops: few and large ones there.
+# Tokens per block of blocked_attention. On an accelerator each turn of a loop synchronises with the host: few, large blocks
+# there.
 XLA_BLOCK = {"cpu": 256, "gpu": 512, "tpu": 512}
 
 
 def segment_mask(segment_ids: Int[Array, "batch length"]) -> Bool[Array, "batch 1 length length"]:
-    """True where query i may see key j: the same segment, and j not after i."""
-    same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-    at = jnp.arange(segment_ids.shape[1])
-    return same & (at[None, :] <= at[:, None])
+    """True where query i attends to key j: the same segment, and j not after i."""
+    same_segment = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+    index = jnp.arange(segment_ids.shape[1])
+    return same_segment & (index[None, :] <= index[:, None])
 
 
 def choose_implementation(
     implementation: str, *, platform: str, dtype: jnp.dtype, head_dim: int, length: int
 ) -> AttentionImplementation:
-    """Resolves `auto` and refuses what the platform cannot do, naming the fix. `length` is the row length in tokens."""
-    if implementation not in get_args(AttentionImplementation):
-        raise UserError(
-            f"attention {implementation!r} is unknown; choose one of {', '.join(get_args(AttentionImplementation))}"
-        )
+    """Resolves `auto` to the fastest backend that the platform, dtype and sizes allow.
+
+    Args:
+      length: of a row, in tokens.
+
+    Raises:
+      UserError: an unknown name, or a backend that cannot run here, with what to use instead.
+    """
+    check_choice("attention", implementation, get_args(AttentionImplementation))
     half = dtype in (jnp.bfloat16, jnp.float16)
     cudnn_fits = half and head_dim % 8 == 0 and head_dim <= 128
     splash_fits = head_dim % 128 == 0 and length % 128 == 0
@@ -72,8 +77,12 @@ def attend(
 ) -> Float[Array, "batch length heads head_dim"]:
     """Causal softmax attention within segments, scaled by `head_dim ** -0.5`; softmax in float32.
 
-    Rows are packed: a segment is a run of equal ids, and order within the row is the order of time.
-    Padding may have an id of its own.
+    Args:
+      segment_ids: of packed rows: a segment is a run of equal ids, in temporal order. Padding may have an id of its own.
+      implementation: a name of AttentionImplementation.
+
+    Raises:
+      UserError: as `choose_implementation`.
     """
     chosen = choose_implementation(
         implementation, platform=jax.default_backend(), dtype=q.dtype, head_dim=q.shape[-1], length=q.shape[1]
@@ -81,7 +90,8 @@ def attend(
     local = {"xla": _xla, "cudnn": _cudnn}.get(
         chosen, partial(_splash, interpret=chosen == "splash_interpret")
     )
-    # A kernel is opaque to the partitioner, and bounds of loops are one device's own: hand each its own rows and heads.
+    # XLA's partitioner cannot split a kernel, nor a loop whose bounds depend on the data: each device gets its own rows and
+    # heads.
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or mesh.are_all_axes_manual:
         return local(q, k, v, segment_ids)
@@ -94,7 +104,7 @@ def attend(
 
 
 def _divides(mesh: jax.sharding.AbstractMesh, rows: int, kv_heads: int) -> bool:
-    """Whether all devices get as many rows and heads; where not, the partitioner finds a way of its own."""
+    """Whether rows and heads split evenly over the mesh; where they do not, the computation is left to XLA's partitioner."""
     sizes = mesh.shape
     return (
         rows % math.prod(sizes.get(a, 1) for a in BATCH_AXES) == 0 and kv_heads % sizes.get("tensor", 1) == 0
@@ -134,9 +144,8 @@ def _splash(q, k, v, segment_ids, *, interpret):
     ids = splash_attention_kernel.SegmentIds(segment_ids, segment_ids)
 
     def one_row(q, k, v, ids):  # [length, heads, head_dim]
-        scaled = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(
-            q.dtype
-        )  # in bf16 the scale would be rounded first
+        # The kernel does not scale. In float32, since in bf16 the scale itself would be rounded first.
+        scaled = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
         q, k, v = (jnp.swapaxes(x, 0, 1) for x in (scaled, k, v))
         out = attention(q, k[0] if k.shape[0] == 1 else k, v[0] if v.shape[0] == 1 else v, segment_ids=ids)
         return jnp.swapaxes(out, 0, 1)

@@ -1,10 +1,11 @@
-"""Attention in plain XLA, block by block, forward and backward, that leaves out the blocks which no query of a block may see.
+"""Block-sparse attention in plain XLA, forward and backward: key blocks that are masked for a whole query block are skipped.
 
-The online softmax of arXiv 1805.02867 and the backward pass of arXiv 2205.14135, as loops whose bounds depend on the segments:
-the cost of a packed row is that of its segments, not of its length, and no scores beyond one block are ever held.
+The online softmax of arXiv 1805.02867 and the backward pass of arXiv 2205.14135 (FlashAttention), as loops whose bounds depend on
+the segments: a packed row costs as much as its segments, not as its length, and the scores of one pair of blocks exist at a time.
 
-Shape letters: n blocks of T tokens, B rows, K key heads, G query heads of each, C head_dim. Queries lie as [n, B, K, G * T, C],
-so that the queries which share a key head meet it in one product.
+Shape letters: n blocks of T tokens, B rows, S length, H query heads, K key heads, G query heads per key head, C head_dim; q the
+G * T queries of a block, L the T keys of a block. Queries have the shape [n, B, K, G * T, C], so that all queries of a key head
+are in one product with it.
 """
 
 from functools import partial
@@ -16,16 +17,16 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-# Below every score, and finite, so that differences of it are no NaN.
+# Below every score, and finite, so that the difference of two of them is not NaN.
 _LOWEST = np.float32(-1e30)
 _NO_SEGMENT = -1
 
 
 class _Blocks(NamedTuple):
-    """What tells which keys a query may see."""
+    """The mask by blocks."""
 
     segment_ids: Int[Array, "n B T"]
-    first: Int[Array, " n"]  # the first block that some query of a block may see
+    first: Int[Array, " n"]  # of each query block: the first key block that is not fully masked
 
 
 def blocked_attention(
@@ -36,12 +37,16 @@ def blocked_attention(
     *,
     block: int,
 ) -> Float[Array, "batch length heads head_dim"]:
-    """Causal softmax attention within segments (runs of equal ids), scaled by `head_dim ** -0.5`; softmax in float32."""
+    """Causal softmax attention within segments (runs of equal ids), scaled by `head_dim ** -0.5`; softmax in float32.
+
+    Args:
+      block: tokens per block; the length is padded to a multiple of it.
+    """
     (B, S, H, C), K = q.shape, k.shape[2]
     T = min(block, S)
     n = -(-S // T)
     end = [(0, 0), (0, n * T - S)]
-    # In float32 the queries carry the scale. In bf16 both it and they would be rounded: the float32 scores take it.
+    # In float32 the queries are scaled, which is cheaper. In bf16 that would round once more: the float32 scores are scaled.
     scale = C**-0.5
     if q.dtype == jnp.float32:
         q, scale = q * np.float32(scale), 1.0
@@ -55,6 +60,7 @@ def blocked_attention(
 
 
 def _first_blocks(ids: Int[Array, "B S"], T: int) -> Int[Array, " n"]:
+    """For each query block: the block in which the first of its segments starts, over all rows."""
     starts = jnp.pad(ids[:, 1:] != ids[:, :-1], [(0, 0), (1, 0)])
     start = lax.cummax(jnp.where(starts, jnp.arange(ids.shape[1]), 0), axis=1)
     return (start[:, ::T].min(0) // T).astype(jnp.int32)
@@ -71,33 +77,34 @@ def _forward(scale, queries, keys, values, blocks):
     def attend_block(_, at):
         i, q, ids, first = at
 
-        def see(j, carry):
-            highest, total, out = carry
+        def add_key_block(j, carry):
+            maximum, total, out = carry
             scores = _scores(scale, q, keys[j], ids, blocks.segment_ids[j], i, j)
-            higher = jnp.maximum(highest, scores.max(-1, keepdims=True))
-            weights, kept = jnp.exp(scores - higher), jnp.exp(highest - higher)
-            out = out * kept + _product("BKqL,BKLC->BKqC", weights.astype(q.dtype), values[j])
-            return higher, total * kept + weights.sum(-1, keepdims=True), out
+            new_maximum = jnp.maximum(maximum, scores.max(-1, keepdims=True))
+            weights, rescale = jnp.exp(scores - new_maximum), jnp.exp(maximum - new_maximum)
+            out = out * rescale + _product("BKqL,BKLC->BKqC", weights.astype(q.dtype), values[j])
+            return new_maximum, total * rescale + weights.sum(-1, keepdims=True), out
 
         column = (B, K, GT, 1)
-        # A query that sees nothing in the first blocks counts them with weight 1 until its own block comes: then `kept` is 0.
+        # Keys that are all masked for a query have weight exp(0) = 1 at first; its own block, the last one, has a finite maximum,
+        # and rescales them to exactly 0.
         start = (jnp.full(column, _LOWEST), jnp.zeros(column), jnp.zeros((B, K, GT, C)))
-        highest, total, out = _loop(n, first, i + 1, see, start)
-        return None, ((out / total).astype(q.dtype), highest + jnp.log(total))
+        maximum, total, out = _loop(n, first, i + 1, add_key_block, start)
+        return None, ((out / total).astype(q.dtype), maximum + jnp.log(total))
 
     _, (out, logsumexp) = lax.scan(attend_block, None, (jnp.arange(n), queries, *blocks))
     return out, (queries, keys, values, blocks, out, logsumexp)
 
 
 def _backward(scale, residuals, d_out):
-    """`d_scores = scale * weights * (d_out . value - d_out . out)`; the weights come again from logsumexp."""
+    """`d_scores = scale * weights * (d_out . value - d_out . out)`; the weights are recomputed from logsumexp."""
     queries, keys, values, blocks, out, logsumexp = residuals
     d_dot_out = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
 
-    def descend_block(carry, at):
+    def differentiate_block(carry, at):
         i, q, ids, first, d, logsumexp, d_dot_out = at
 
-        def descend(j, carry):
+        def add_key_block(j, carry):
             d_q, d_keys, d_values = carry
             weights = jnp.exp(_scores(scale, q, keys[j], ids, blocks.segment_ids[j], i, j) - logsumexp)
             d_weights = _product("BKqC,BKLC->BKqL", d, values[j])
@@ -108,12 +115,14 @@ def _backward(scale, residuals, d_out):
             d_values = d_values.at[j].add(_product("BKqL,BKqC->BKLC", weights.astype(q.dtype), d))
             return d_q, d_keys, d_values
 
-        d_q, *carry = _loop(keys.shape[0], first, i + 1, descend, (jnp.zeros(q.shape, jnp.float32), *carry))
+        d_q, *carry = _loop(
+            keys.shape[0], first, i + 1, add_key_block, (jnp.zeros(q.shape, jnp.float32), *carry)
+        )
         return tuple(carry), d_q.astype(q.dtype)
 
     zeros = jnp.zeros(keys.shape, jnp.float32)
     (d_keys, d_values), d_queries = lax.scan(
-        descend_block,
+        differentiate_block,
         (zeros, zeros),
         (jnp.arange(keys.shape[0]), queries, *blocks, d_out, logsumexp, d_dot_out),
     )
@@ -124,18 +133,19 @@ _attention.defvjp(_forward, _backward)
 
 
 def _loop(blocks: int, start, stop, body, carry):
-    """`lax.fori_loop`, or just the body where there is one block."""
+    """`lax.fori_loop`; the body alone where there is one block, so that XLA may fuse it with what is around it."""
     return body(0, carry) if blocks == 1 else lax.fori_loop(start, stop, body, carry)
 
 
 def _scores(scale, q_BxKxGTxC, k_BxKxTxC, query_ids, key_ids, i, j):
-    """Scores of query block i against key block j, [B, K, G * T, T] float32; what a query may not see is _LOWEST."""
+    """Scores of query block i and key block j, [B, K, G * T, T] float32; masked ones are _LOWEST."""
     scores = _product("BKqC,BKLC->BKqL", q_BxKxGTxC, k_BxKxTxC)
     scores = scores if scale == 1 else scale * scores
     B, K, GT, T = scores.shape
-    at = jnp.arange(T)
-    seen = (query_ids[:, :, None] == key_ids[:, None, :]) & (at[None, :] + j * T <= at[:, None] + i * T)
-    return jnp.where(seen[:, None, None], scores.reshape(B, K, -1, T, T), _LOWEST).reshape(B, K, GT, T)
+    index = jnp.arange(T)
+    same_segment = query_ids[:, :, None] == key_ids[:, None, :]
+    visible = same_segment & (index[None, :] + j * T <= index[:, None] + i * T)
+    return jnp.where(visible[:, None, None], scores.reshape(B, K, -1, T, T), _LOWEST).reshape(B, K, GT, T)
 
 
 _product = partial(jnp.einsum, preferred_element_type=jnp.float32)

@@ -1,4 +1,4 @@
-"""A decoder's shape and arithmetic, read entirely from a Hugging Face `config.json`."""
+"""The architecture of a decoder, read entirely from a Hugging Face `config.json`."""
 
 import json
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class Llama3Scaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that decides a dense decoder's output, apart from its weights."""
+    """Everything but the weights that determines a dense decoder's output."""
 
     model_type: str  # qwen3 | qwen2 | llama
     vocab_size: int
@@ -49,7 +49,7 @@ class ModelConfig:
 
     @property
     def num_matmul_parameters(self) -> int:
-        """Weights that every token is multiplied with: layers and output head, not the embedding lookup."""
+        """Number of weights that every token is multiplied with: layers and output head, not the embedding lookup."""
         query = self.num_heads * self.head_dim
         attention = self.hidden_size * (2 * query + 2 * self.num_kv_heads * self.head_dim)
         mlp = 3 * self.hidden_size * self.intermediate_size
@@ -68,13 +68,13 @@ class ModelConfig:
         return 0 if self.tie_word_embeddings else self.vocab_size * self.hidden_size
 
 
-# What each architecture is, beyond the fields of its config.json. head_dim: where the field is missing, else hidden / heads.
+# What is fixed by the architecture, not by fields of config.json. head_dim: the default of a missing field, else hidden / heads.
 _ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3": {"class": "Qwen3ForCausalLM", "qk_norm": True, "head_dim": 128},
     "qwen2": {"class": "Qwen2ForCausalLM", "qk_norm": False},
     "llama": {"class": "LlamaForCausalLM", "qk_norm": False},
 }
-# Fields that change the result: the value that means "as this decoder computes it".
+# Fields that change the result, with the one value that this decoder supports.
 _ONLY_SUPPORTED_VALUE: dict[str, Any] = {
     "hidden_act": "silu",
     "use_sliding_window": False,
@@ -92,7 +92,7 @@ _READ = {
     "rope_parameters", "tie_word_embeddings", "attention_bias", "max_position_embeddings",
     "initializer_range", "layer_types",
 }  # fmt: skip
-# Fields that say how to store, generate or load, not what the network computes.
+# Fields about storage, generation or loading, which do not change what the network computes.
 _NO_EFFECT = {
     "_name_or_path", "name_or_path", "auto_map", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id",
     "decoder_start_token_id", "dtype", "torch_dtype", "transformers_version", "use_cache", "max_window_layers",
@@ -124,7 +124,7 @@ def read_model_config(source: str | Path) -> ModelConfig:
 
 
 def model_config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
-    """Turns the fields of a `config.json` into a ModelConfig; raises UserError as `read_model_config` does."""
+    """The ModelConfig of a `config.json`'s fields; raises UserError as `read_model_config` does."""
     model_type = fields.get("model_type")
     if model_type not in _ARCHITECTURES:
         raise UserError(f"model_type {model_type!r} is not supported; supported: {', '.join(_ARCHITECTURES)}")

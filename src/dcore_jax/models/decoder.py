@@ -1,7 +1,7 @@
 """A dense decoder in Flax NNX: Qwen3, Qwen2/2.5 and Llama 3.x, by their configs.
 
-Layers are stacked along a leading axis and run under `lax.scan`, so that compile time does not grow with depth. Parameters keep
-their own dtype (float32 masters by default); every matmul runs in the compute dtype; norms, rotations and softmax run in float32.
+Layers are stacked along a leading axis and run under `lax.scan`, so that compile time does not grow with depth. Parameters have
+their own dtype (float32 by default); every matmul runs in the compute dtype; norms, rotations and softmax run in float32.
 
 Shape letters: B batch, S length, D width, H heads, K key/value heads, C head_dim, F MLP width, V vocabulary, L layers.
 """
@@ -16,13 +16,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from dcore_jax.errors import UserError
+from dcore_jax.errors import check_choice
 from dcore_jax.mesh import constrain
 from dcore_jax.models.attention import attend
 from dcore_jax.models.config import ModelConfig
 from dcore_jax.models.rope import rotate, rotation
 
-# What the backward pass finds stored; the rest is computed again. From most memory to least.
+# What is stored for the backward pass; the rest is recomputed (rematerialisation). From most memory to least.
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "none": None,  # everything is stored
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # outputs of the weight matmuls
@@ -33,16 +33,15 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
 
 @dataclass(frozen=True)
 class Compute:
-    """How to run the network; none of these changes what it computes beyond rounding."""
+    """How to run the network. Changes nothing in what it computes beyond rounding."""
 
     dtype: Any = jnp.float32  # of activations and matmuls
-    param_dtype: Any = jnp.float32  # of the weights as they are kept
+    param_dtype: Any = jnp.float32  # of the parameters in memory
     attention: str = "auto"  # auto | xla | cudnn | splash, see models.attention
     remat: str = "none"  # a name of REMAT_POLICIES
 
     def __post_init__(self) -> None:
-        if self.remat not in REMAT_POLICIES:
-            raise UserError(f"remat {self.remat!r} is unknown; choose one of {', '.join(REMAT_POLICIES)}")
+        check_choice("remat", self.remat, REMAT_POLICIES)
 
 
 # Runs a layer's attention: (q, k, v, cache of the layer) -> (output, new cache of the layer).
@@ -63,7 +62,12 @@ class RMSNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias`, kernel [inputs, outputs]. `split` names the side that the tensor axis divides."""
+    """`x @ kernel + bias`, kernel [inputs, outputs].
+
+    Args:
+      split: logical axes of the kernel in use: the side that the tensor axis splits has a name, the other is None.
+      std: standard deviation of the initial kernel.
+    """
 
     def __init__(
         self,
@@ -83,14 +87,16 @@ class Linear(nnx.Module):
         self.split = split
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
-        # Gathered over fsdp here, after the cast, so that the wire carries the compute dtype.
+        # The kernel is gathered over fsdp here, after the cast, so that it is sent in the compute dtype.
         kernel = constrain(self.kernel.get_value().astype(x.dtype), *self.split)
-        # One token axis: for the kernel's gradient, a product over two axes would make XLA's CPU backend transpose a copy first.
+        # One token axis: for a product over two axes (the kernel's gradient) XLA's CPU backend would transpose a copy first.
         y = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias.get_value().astype(x.dtype)
 
 
 class Attention(nnx.Module):
+    """Grouped-query attention with rotary positions; `run_attention` decides what is attended to and updates the cache."""
+
     def __init__(self, config: ModelConfig, compute: Compute, rngs: nnx.Rngs):
         D, C, std = config.hidden_size, config.head_dim, config.initializer_range
         into: dict[str, Any] = {
@@ -128,6 +134,8 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
+    """`down(silu(gate(x)) * up(x))` (SwiGLU)."""
+
     def __init__(self, config: ModelConfig, compute: Compute, rngs: nnx.Rngs):
         D, F = config.hidden_size, config.intermediate_size
         rest: dict[str, Any] = {"bias": config.mlp_bias, "std": config.initializer_range}
@@ -141,6 +149,8 @@ class MLP(nnx.Module):
 
 
 class Layer(nnx.Module):
+    """A pre-norm transformer layer: attention and MLP, each with a residual connection."""
+
     def __init__(self, config: ModelConfig, compute: Compute, rngs: nnx.Rngs):
         self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, compute)
         self.attention = Attention(config, compute, rngs)
@@ -156,7 +166,7 @@ class Layer(nnx.Module):
 class Decoder(nnx.Module):
     """Token ids to hidden states and logits.
 
-    `nnx.split(decoder)` once gives a static graph and a pytree of parameters for plain `jax.jit`; see `dcore_jax.sft.step`.
+    `nnx.split(decoder)`, done once, gives a static graph and a pytree of parameters for plain `jax.jit`.
     """
 
     def __init__(self, config: ModelConfig, *, compute: Compute | None = None, rngs: nnx.Rngs):
@@ -181,9 +191,11 @@ class Decoder(nnx.Module):
         positions: Int[Array | np.ndarray, "batch length"] | None = None,
         segment_ids: Int[Array | np.ndarray, "batch length"] | None = None,
     ) -> Float[Array, "batch length vocab"]:
-        """Logits in float32. For a loss use `hidden` and `dcore_jax.kernels`: they never hold these logits.
+        """Logits in float32. For a loss use `hidden` and `dcore_jax.kernels`, which never hold these logits in memory.
 
-        `positions` default to 0, 1, 2, ... in each row; `segment_ids` to one segment a row.
+        Args:
+          positions: by default 0, 1, 2, ... in each row.
+          segment_ids: by default one segment per row.
         """
         hidden = self.hidden(tokens, positions, segment_ids)
         return jnp.matmul(hidden, self.unembed.astype(hidden.dtype), preferred_element_type=jnp.float32)
@@ -214,7 +226,7 @@ class Decoder(nnx.Module):
 
     def embed(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length width"]:
         """Rows of the embedding, in the compute dtype."""
-        # The table is cast and gathered over fsdp before the lookup: rows then arrive split over the batch only.
+        # The table is cast and gathered over fsdp before the lookup, so that its rows come out split over the batch only.
         table = constrain(self.embedding.get_value().astype(self.compute.dtype), "vocab", None)
         return constrain(table[tokens], "batch", None, None)
 
@@ -225,11 +237,15 @@ class Decoder(nnx.Module):
         run_attention: Attend,
         caches: Any = None,
     ) -> tuple[Float[Array, "batch length width"], Any]:
-        """All layers and the final norm, from embeddings `x` on.
+        """All layers and the final norm, for training and evaluation.
 
-        `run_attention(q, k, v, cache)` decides what is attended to; `caches` is a pytree whose leaves have a leading layer axis
-        (None without a cache). Returns the hidden states and the new caches. This is the one way through the network, for
-        training, prefill and decoding alike.
+        Args:
+          x: embeddings.
+          run_attention: `(q, k, v, cache) -> (output, cache)`; decides what is attended to.
+          caches: a pytree whose leaves have a leading layer axis; None without a cache.
+
+        Returns:
+          Hidden states and the new caches.
         """
         rope = rotation(positions, self.config)
         graph, params = nnx.split(self.layers)
@@ -245,7 +261,7 @@ class Decoder(nnx.Module):
         return self.norm(x), caches
 
     def with_compute(self, **changes: Any) -> "Decoder":
-        """The same weights, run otherwise: `model.with_compute(remat="full")`."""
+        """A decoder with the same weights and other fields of Compute: `model.with_compute(remat="full")`."""
         graph, params = nnx.split(self)
         copy = nnx.merge(graph, params)
         copy.compute = replace(self.compute, **changes)

@@ -10,10 +10,12 @@ from dcore_jax.models.config import Llama3Scaling, ModelConfig
 
 
 def inverse_frequencies(config: ModelConfig) -> np.ndarray:
-    """Angle per position of each pair of channels: `theta^(-2i/d)`, [head_dim / 2] float32, llama3-scaled if asked for.
+    """Rotation per position of each pair of channels, in radians: `theta^(-2i/d)`, [head_dim / 2] float32.
 
-    The scaling divides frequencies whose wavelength exceeds the original context by `factor`, leaves those with many
-    turns in it alone, and interpolates between the two (Llama 3.1's rule).
+    With `rope_scaling` (Llama 3.1's rule): frequencies whose wavelength exceeds the original context are divided by `factor`,
+    those with many turns within it are left unchanged, and between the two it is interpolated.
+
+    Source: RoFormer, arXiv 2104.09864.
     """
     exponent = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
     frequency = 1.0 / config.rope_theta**exponent
@@ -32,7 +34,7 @@ def _llama3(frequency: np.ndarray, scaling: Llama3Scaling) -> np.ndarray:
 def rotation(
     positions: Int[Array, "batch length"], config: ModelConfig
 ) -> tuple[Float[Array, "batch length 1 half"], Float[Array, "batch length 1 half"]]:
-    """Cosine and sine of every position's angles, float32 whatever the compute dtype (bf16 angles lose far positions)."""
+    """Cosine and sine of every position's angles; always float32, since bf16 cannot tell large positions apart."""
     angles = positions[..., None, None].astype(jnp.float32) * inverse_frequencies(config)
     return jnp.cos(angles), jnp.sin(angles)
 
@@ -42,7 +44,7 @@ def rotate(
     cos: Float[Array, "batch length 1 half"],
     sin: Float[Array, "batch length 1 half"],
 ) -> Float[Array, "batch length heads head_dim"]:
-    """Rotates channel i with channel i + head_dim / 2 by the position's angle i."""
+    """Rotates each pair of channels i and i + head_dim / 2 by the position's angle i."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)

@@ -84,7 +84,14 @@ class RLConfig:
     """Reinforcement learning from tool rewards."""
 
     # Options that decide the defaults of others, and short spellings.
-    DECIDING: ClassVar = ("model", "algorithm.name", "algorithm.preset", "engine.name", "reward.preset")
+    DECIDING: ClassVar = (
+        "model",
+        "algorithm.name",
+        "algorithm.preset",
+        "engine.name",
+        "reward.preset",
+        "rollout.staleness",
+    )
     ALIASES: ClassVar = {"algorithm.preset": "preset"}
 
     model: str = ""
@@ -222,6 +229,10 @@ class RLConfig:
                 unused[f"algorithm.{name}"] = (
                     f"it would make another algorithm of {self.algorithm.name}; set it in a config file"
                 )
+        if self.engine.name == "native" and not self.rollout.staleness:
+            unused["algorithm.importance_cap"] = (
+                "it is for another engine's samples, or for --rollout.staleness 1"
+            )
         unused |= dict.fromkeys(_FILE_ONLY, "few need it; set it in a config file")
         unused["optimizer.ema_decay"] = "RL keeps no moving average"
         if self.reward_preset != "rest_paper":
@@ -233,7 +244,10 @@ class RLConfig:
 
 
 # Numbers that few runs change: options in a config file only, so that `--help` stays readable.
-_FILE_ONLY = ("algorithm.scale", "algorithm.zeta", "optimizer.beta1", "optimizer.epsilon")
+_FILE_ONLY = (
+    "algorithm.scale", "algorithm.zeta", "algorithm.region_ceilings", "algorithm.weight_min", "algorithm.weight_max",
+    "optimizer.beta1", "optimizer.epsilon",
+)  # fmt: skip
 # What an algorithm is, rather than a number of it.
 _STRUCTURE = (
     "advantage", "ratio", "region_weighting", "kl_cov_ratio", "kl_estimator", "overlong_buffer", "drop_overlong",

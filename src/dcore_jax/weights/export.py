@@ -150,8 +150,8 @@ def _write_shards(
         if pending:
             shards.append(list(pending))
             sizes.append(sum(x.nbytes for x in pending.values()))
-            # Under a temporary name: the final one holds the number of shards, which is not known yet.
             if writes:
+                # A temporary name: the final one contains the number of shards, which is not known yet.
                 save_file(pending, folder / f"part-{len(shards)}", metadata={"format": "pt"})
             pending.clear()
 
