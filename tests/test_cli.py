@@ -65,7 +65,11 @@ def test_no_two_options_of_a_recipe_share_a_text():
 )
 def test_help_shows_few_options_each_with_a_text(command, arguments, most, capsys, monkeypatch):
     shown = options_in(help_of(command, *arguments, capsys=capsys, monkeypatch=monkeypatch))
-    shown -= {"--algorithm.name", "--algorithm.preset", "--engine.name"}  # second spellings, on lines of their own
+    shown -= {
+        "--algorithm.name",
+        "--algorithm.preset",
+        "--engine.name",
+    }  # second spellings, on lines of their own
     assert 20 < len(shown) <= most, sorted(shown)
     assert "--config" in shown
 

@@ -942,8 +942,8 @@ def test_the_worked_example_of_the_page_prints_what_the_page_says(tmp_path, monk
 
 
 def test_the_figures_of_the_page_are_those_of_the_real_file(real_data):
-    page = (Path(__file__).parents[1] / "docs" / "seeds.md").read_text()
-    found, _ = read_seeds([f"rlla:{real_data / 'toolrl' / 'rlla_sft.json'}"])
+    page = (Path(__file__).parents[1] / "docs" / "results" / "data.md").read_text()
+    found, left_out = read_seeds([f"rlla:{real_data / 'toolrl' / 'rlla_sft.json'}"])
     counts = Counter(sample.kind for sample in found)
-    named = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
-    assert f"{len(found)} samples ({named})" in page
+    named = " | ".join(str(counts[kind]) for kind in KINDS)
+    assert f"| 400 SFT records | {named} | {len(found)} | {left_out.total} |" in page

@@ -489,7 +489,7 @@ def test_an_explanation_may_name_a_tool(reply):
 
 
 def test_refusals_and_requests_are_found_in_linear_time():
-    start = time.monotonic()
+    start = time.process_time()
     for words in (
         "no tool " * 5_000,
         "no " * 10_000,
@@ -498,7 +498,7 @@ def test_refusals_and_requests_are_found_in_linear_time():
         "requires the " * 5_000,
     ):
         refuses(words), asks(words)
-    assert time.monotonic() - start < 2.0
+    assert time.process_time() - start < 2.0
     assert refuses("None of the offered functions fits.") and refuses("A tool for this is missing.")
     assert refuses("It requires the missing-value's parameters.") and asks(
         "Please, if you can, tell me the day."

@@ -442,7 +442,7 @@ def test_a_run_goes_on_with_the_data_it_started_with_and_with_no_others(uninterr
     data.write_text("".join([lines[1], lines[0], *lines[2:]]))
     with pytest.raises(UserError, match="the data are not those the run started with; restore them or give"):
         train(config)
-    (saved,) = (tmp_path / "run" / "checkpoints" / str(STEPS)).glob("data/metadata")
+    (saved,) = (tmp_path / "run" / "checkpoints" / str(STEPS)).glob("data/data.json")
     fields = json.loads(saved.read_text())
     assert fields.pop("data_sha256")
     saved.write_text(json.dumps(fields))  # as a checkpoint of an older version is

@@ -1,43 +1,50 @@
 """Checkpoints of a run, the only file that knows Orbax.
 
 A checkpoint holds named parts, each restorable alone: trees of (sharded) arrays, and one JSON object (the data iterator's state).
-It is written asynchronously and appears under its step's number only when it is whole.
+It is written in the background and appears under its step's number only when it is whole.
 """
 
-import functools
+import json
 import logging
-import sys
-import warnings
+import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
+from orbax.checkpoint import v1 as ocp
 
-from dcore_jax.errors import UserError
+from dcore_jax.errors import UserError, first_line
 
 _JSON = "data"
-_LOG_AND_RAISE = {"run", "_thread_func", "wait_until_finished"}  # functions of Orbax's writers
-_WRITERS = "serialize|write|cancellable"  # in the names of their coroutines
+_SIZES = "sizes.json"  # in a checkpoint: the bytes of each file of its trees
+_PARTIAL = ".partial"  # in the name of a folder that is being written or deleted
+_WRITE_ERRORS = (OSError, ValueError, jax.errors.JaxRuntimeError)  # TensorStore's are ValueErrors
+
+_orbax_log = logging.getLogger("absl")
 
 
 class Checkpoints:
-    """The checkpoints of one run folder, `<run>/checkpoints/<step>/`."""
+    """The checkpoints of one run folder, `<run>/checkpoints/<step>/`. Every process of a run makes the same calls.
+
+    The newest `keep` stay when a new one is whole; None keeps all. Close it also where a run stops with an error
+    (`contextlib.closing`): a checkpoint that is being written is then finished.
+    """
 
     def __init__(self, run: str | Path, *, keep: int | None = 2):
-        self._folder = Path(run).absolute() / "checkpoints"
-        _quiet_failing_writers()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._folder, self._keep = Path(run).absolute() / "checkpoints", keep
+        self._context = _context()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
 
     def latest(self) -> int | None:
         """The step of the newest whole checkpoint; None without one."""
-        return self._manager.latest_step()
+        return max(self._steps(), default=None)
 
     def find(self, step: int | None) -> int:
         """`step`, or the newest where it is None; raises UserError where there is no such checkpoint."""
-        steps = sorted(self._manager.all_steps())
+        steps = self._steps()
         if not steps:
             raise UserError(f"{self._folder.parent}: no checkpoint yet; let the run reach its first one")
         if step is not None and step not in steps:
@@ -47,21 +54,34 @@ class Checkpoints:
         return steps[-1] if step is None else step
 
     def save(self, step: int, trees: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-        """Starts to write a checkpoint; arrays may be donated as soon as this returns.
+        """Starts to write a checkpoint, once the one before is on disk; arrays may be donated as soon as this returns.
 
         Raises:
           UserError: the disk refused this checkpoint or the one before; the older ones are untouched.
         """
-        parts: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        self._guard(
-            lambda: self._manager.save(
-                step, args=ocp.args.Composite(**parts, **{_JSON: ocp.args.JsonSave(dict(data))})
-            )
-        )
+        self.wait()
+        _orbax_log.addFilter(_not_raised_anyway)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._delete_partial()  # what a killed run left
+            with self._context:
+                written = ocp.save_checkpointables_async(
+                    self._folder / f"{step}{_PARTIAL}", {**trees, _JSON: dict(data)}
+                )
+        except _WRITE_ERRORS as error:
+            raise self._failed(error) from error
+        self._pending = self._worker.submit(self._finish, step, written)
 
     def wait(self) -> None:
         """Blocks until what was saved is on disk; raises as `save` does."""
-        self._guard(self._manager.wait_until_finished)
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        except _WRITE_ERRORS as error:
+            raise self._failed(error) from error
+        _orbax_log.removeFilter(_not_raised_anyway)
 
     def restore(self, step: int, trees: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The named parts of a checkpoint and its JSON object.
@@ -72,62 +92,109 @@ class Checkpoints:
         Raises:
           UserError: a checkpoint that is damaged, or of other shapes.
         """
-        parts: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
+        path = self._folder / str(step)
+        parts = {_JSON: None, **trees}
         try:
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(**parts, **{_JSON: ocp.args.JsonRestore()})
-            )
-        except Exception as error:  # Orbax raises a plain Exception for a file that is cut short
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            with self._context:
+                # Orbax reads the arrays of a part all at once and prints what fails after the first: look before.
+                _check_sizes(path)
+                _check_shapes(path, trees)
+                found = {k: ocp.load_checkpointables(path, {k: v})[k] for k, v in parts.items()}
+        except UserError:
+            raise
+        except Exception as error:  # Orbax raises a plain Exception for a file that it cannot read
             raise UserError(
-                f"{self._folder / str(step)}: not restorable: {reason}; delete this folder to go on from the one before"
+                f"{path}: not restorable: {first_line(error.__cause__ or error)}; "
+                "delete this folder to go on from the one before"
             ) from None
-        return {name: restored[name] for name in trees}, restored[_JSON]
+        return {name: found[name] for name in trees}, found[_JSON]
 
     def close(self) -> None:
-        self._guard(self._manager.close)
+        """Waits as `wait` does."""
+        self.wait()
 
-    def _guard(self, action: Any) -> None:
-        try:
-            action()
-        except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:
-            lines = [line for line in str(error).strip().splitlines() if line]
-            reason = next(
-                (line for line in lines if "space" in line or "large" in line), lines[0] if lines else error
-            )
-            raise UserError(
-                f"{self._folder}: the checkpoint could not be written ({reason}); free some space and start the same line again"
-            ) from error
+    def _steps(self) -> list[int]:
+        return sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdigit())
 
+    def _finish(self, step: int, written: Any) -> None:
+        """Runs in the worker: gives a checkpoint its number when Orbax has written all of it, then deletes the oldest."""
+        written.result()
+        if jax.process_index() > 0:
+            return
+        partial = self._folder / f"{step}{_PARTIAL}"
+        files = [path for path in partial.rglob("*") if path.is_file() and path.parent.name != _JSON]
+        sizes = {str(path.relative_to(partial)): path.stat().st_size for path in files}
+        (partial / _SIZES).write_text(json.dumps(sizes))
+        partial.rename(self._folder / str(step))
+        for old in self._steps()[: -self._keep] if self._keep else []:
+            removed = (self._folder / str(old)).rename(self._folder / f"{old}{_PARTIAL}")
+            shutil.rmtree(removed, ignore_errors=True)  # what is left is tried again at the next save
 
-@functools.cache
-def _quiet_failing_writers() -> None:
-    """Leaves a failed checkpoint to the one line that `Checkpoints` raises; once in a process.
+    def _failed(self, error: BaseException) -> UserError:
+        _orbax_log.removeFilter(_not_raised_anyway)
+        self._delete_partial()
+        return UserError(
+            f"{self._folder}: the checkpoint could not be written ({first_line(error)}); "
+            "free some space and start the same line again"
+        )
 
-    Orbax gathers its writers and closes their event loop at the first failure. Of the others each then says something on its
-    own, some of it after the failure was raised: Orbax logs a traceback per thread, asyncio one per task that nobody awaited,
-    Python warns of coroutines that never started, and TensorStore's threads print one for each write that outlives the loop.
-    What Orbax logs and does not raise, such as an old checkpoint that it cannot remove, stays.
-    """
-    previous = sys.unraisablehook
-    traceback = logging.Formatter().formatException
-
-    def raised_too(record: logging.LogRecord) -> bool:
-        return bool(record.exc_info) and "orbax" in record.pathname and record.funcName in _LOG_AND_RAISE
-
-    def of_a_writer(record: logging.LogRecord) -> bool:
-        return "orbax" in record.getMessage() + (traceback(record.exc_info) if record.exc_info else "")
-
-    def hook(event: Any) -> None:
-        if str(event.exc_value) != "Event loop is closed":
-            previous(event)
-
-    logging.getLogger("absl").addFilter(lambda record: not raised_too(record))
-    logging.getLogger("asyncio").addFilter(lambda record: not of_a_writer(record))
-    warnings.filterwarnings("ignore", f"coroutine '.*({_WRITERS}).*' was never awaited", RuntimeWarning)
-    sys.unraisablehook = hook
+    def _delete_partial(self) -> None:
+        if jax.process_index() == 0:
+            for path in self._folder.glob(f"*{_PARTIAL}*"):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def abstract(tree: Any, shardings: Any) -> Any:
     """ShapeDtypeStructs with shardings, for `restore`, from arrays or shapes."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+def _context() -> ocp.Context:
+    """Options under which a failed write is one error, and which need no second copy of the arrays in host memory.
+
+    The arrays of a tree are then written in one transaction, and nothing beside it; with many writes Orbax closes its event
+    loop at the first that fails, and asyncio and TensorStore's threads print the others. A transaction holds what it will
+    write: with compression a second copy, without it the arrays themselves.
+    """
+    context = ocp.Context()
+    context.array.saving.use_compression = False
+    context.array.saving.enable_write_sharding_file = False  # `restore` is told the shardings
+    context.array.saving.array_metadata_store = None
+    context.asynchronous.create_directories_asynchronously = False  # writers would wait for one that fails
+    registry = ocp.handlers.local_registry()
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name=_JSON)
+    context.checkpointables.registry = registry
+    return context
+
+
+def _not_raised_anyway(record: logging.LogRecord) -> bool:
+    """Filters Orbax's log while a checkpoint is being written, in place of an option that Orbax does not have.
+
+    False for the records of one function: each of Orbax's writer threads logs the traceback of the error that it hands on,
+    and that `AsyncResponse.result` raises. In 0.12.8 all its ways to write arrays go through that function: `CheckpointManager`,
+    `training.Checkpointer` and `save`, asynchronous or not, with and without OCDBT, a limit or a thread of our own.
+    """
+    return not (record.funcName == "run" and record.pathname.endswith("checkpoint/_src/futures/future.py"))
+
+
+def _check_sizes(path: Path) -> None:
+    if not (path / _SIZES).exists():
+        raise ValueError(f"no {_SIZES}: a partial copy, or of an older dcore_jax")
+    for name, size in json.loads((path / _SIZES).read_text()).items():
+        found = (path / name).stat().st_size if (path / name).exists() else 0
+        if found < size:
+            raise ValueError(f"{name} has {found} of {size} bytes")
+
+
+def _check_shapes(path: Path, trees: Mapping[str, Any]) -> None:
+    metadata = ocp.checkpointables_metadata(path).metadata
+    there, here = (
+        {jax.tree_util.keystr(key, simple=True, separator="."): x.shape for key, x in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, ({k: metadata.get(k) for k in trees}, trees))
+    )
+    for name in sorted(here.keys() | there.keys()):
+        if here.get(name) != there.get(name):
+            raise UserError(
+                f"{path}: {name} is {there.get(name, 'missing')} in this checkpoint and {here.get(name, 'missing')} here; "
+                "go on with the model and the config that the run was started with"
+            )

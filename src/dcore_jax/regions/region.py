@@ -9,9 +9,7 @@ class Region(IntEnum):
     """The part of a response that a token belongs to. The number is the index into every table of region values."""
 
     OUTSIDE = 0  # free text, replies, padding: anything that is in none of the other four
-    FORMAT = (
-        1  # tags, and with `RegionRules.punctuation_is_format` the call syntax around names and parameters
-    )
+    FORMAT = 1  # tags, and with punctuation_is_format the call syntax around names and parameters
     NAME = 2  # the tool's name, without quotes
     PARAMETERS = 3  # the arguments: the JSON value, or the text between the parentheses of a Python call
     THINKING = 4  # the text between <think> and </think>

@@ -114,6 +114,9 @@ def train(config: RLConfig) -> RLResult:
             run = _start_or_resume(config, mesh, folder, tokenizer, prompts, held_out)
             log(_header(run))
             with (
+                closing(
+                    run.checkpoints
+                ),  # one that is being written is finished also where the run stops with an error
                 closing(Journal(config, run.learner, tokenizer, run.step)) as journal,
                 closing(_open_engine(run, tokenizer)) as engine,
             ):
@@ -240,7 +243,6 @@ def _loop(run: _Run, engine: Engine, journal: Journal) -> RLResult:
         run.checkpoints.wait()
     finally:
         bar.close()
-    run.checkpoints.close()
     if step > start:
         journal.write_token_entropy(output / "token_entropy.json")
         plot_run(output)

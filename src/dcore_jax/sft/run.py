@@ -6,6 +6,7 @@
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,9 @@ def train(config: SFTConfig) -> SFTResult:
         with jax.set_mesh(mesh):
             run = _start_or_resume(config, folder, mesh, store, output)
             log(_header(run))
-            try:
+            # A checkpoint that is being written is finished also where the run stops with an error.
+            with closing(run.checkpoints), closing(run.batches):
                 return _loop(run)
-            finally:
-                run.batches.close()  # its prefetch thread
 
 
 def _check_rows(config: SFTConfig, mesh: Mesh) -> None:
@@ -198,7 +198,6 @@ def _loop(run: _Run) -> SFTResult:
         bar.close()
         if metrics_log is not None:
             metrics_log.close()
-    run.checkpoints.close()
     if main and step > start:
         plot_loss(output / "metrics.jsonl", output / "loss.png")
     preempted = stopped and step < total

@@ -84,9 +84,8 @@ class ServerEngine:
         self._jobs: set[Job] = set()
         self._generating = 0
         self._done: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        self._failed: BaseException | None = (
-            None  # why the last weight update failed; then no weights are the current ones
-        )
+        # Why the last weight update failed, if it did: then no weights are the current ones.
+        self._failed: BaseException | None = None
         key = os.environ.get("VLLM_API_KEY", "") if key is None else key
         self._servers = [
             Server(s.rstrip("/"), key) if isinstance(s, str) else Server(s.url, s.key, own=s) for s in servers
@@ -280,9 +279,7 @@ class ServerEngine:
         try:
             await self._restore(server)
         except ServerUnavailable as error:
-            server.ready = (
-                True  # record_fault counts faults of ready servers only, and starts the recovery of those
-            )
+            server.ready = True  # record_fault starts the recovery of ready servers only
             self._client.pool.record_fault(server, str(error))
         else:
             self._client.pool.mark_ready(server)

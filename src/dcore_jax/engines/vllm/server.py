@@ -50,9 +50,7 @@ class ServerPlan:
     python: str = sys.executable  # of the environment that has vLLM
     arguments: tuple[str, ...] = ()  # more arguments of `vllm serve`, such as --tensor-parallel-size=8
     restarts: int = 5  # after so many a server that dies stops the run
-    memory_fraction: float | None = (
-        None  # share of the GPU's memory for vLLM's weights and cache; None: vLLM's default
-    )
+    memory_fraction: float | None = None  # of the GPU, for vLLM's weights and cache; None: vLLM's default
 
     def __post_init__(self) -> None:
         check_memory_fraction(self.memory_fraction)

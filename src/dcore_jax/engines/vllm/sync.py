@@ -8,14 +8,14 @@ import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dcore_jax.engines.vllm.canary import Canary, EngineLogprobs, Reference, check_canary
 from dcore_jax.engines.vllm.client import Client
 from dcore_jax.engines.vllm.pool import Server, ServerUnavailable
 from dcore_jax.engines.vllm.protocol import PreparedRequest
 from dcore_jax.engines.vllm.server import EXTENSION
-from dcore_jax.errors import UserError
+from dcore_jax.errors import UserError, check_choice
 from dcore_jax.models import Decoder, ModelConfig
 from dcore_jax.weights import export_decoder, parameters
 
@@ -65,9 +65,13 @@ class WeightSync:
       config: the model's; decides the expected tensor names.
       canary: the prompt that verifies a push.
       method: how servers load a snapshot (see the module's docstring).
+
+    Raises:
+      UserError: an unknown method.
     """
 
     def __init__(self, client: Client, config: ModelConfig, canary: Canary, method: SyncName):
+        check_choice("sync", method, get_args(SyncName))
         self._client, self._method = client, method
         self._tensors, self._canary = expected_tensors(config), canary
         self._faults: dict[Server, int] = {}
