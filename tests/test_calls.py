@@ -197,7 +197,7 @@ def test_blank_lines_and_unknown_fields_are_ignored():
         # The last closing tag ends the thought: a thought may speak of it, or of calls.
         ("<think>a </think> [g()] b</think>[f()]", "python", ("a </think> [g()] b", (Call("f"),), "", "[f()]", None)),
         ("<think>still thinking, [f()]", "python", ("still thinking, [f()]", None, "", "", "a thought that is not closed")),
-        ("<think>x</think>[f(a=1", "python", ("x", (), "[f(a=1", "", None)),
+        ("<think>x</think>[f(a=1", "python", ("x", None, "", "[f(a=1", "cut off")),
         ("<think> x </think>\n<response> Done. </response>", "tags", ("x", (), "Done.", "", None)),
         ("<think><tool_call> maybe</think>\n<response> Done. </response>", "tags", ("<tool_call> maybe", (), "Done.", "", None)),
         ("<think>x</think><tool_call>{", "tags", ("x", None, "", "<tool_call>{", "a call block that is not closed")),
@@ -216,7 +216,8 @@ def test_a_reply_may_come_with_json_calls():
 
 def test_bytes_are_read_as_utf8_and_broken_ones_do_not_raise():
     assert parse_response('[f(a="é")]'.encode(), "python").calls == (Call("f", {"a": "é"}),)
-    assert parse_response(b"\xff\xfe[f()]", "python").calls == ()
+    assert parse_response(b"\xff\xfe No.", "python").calls == ()
+    assert parse_response(b"\xff\xfe[f()]", "python").error == "calls in another notation"
 
 
 def test_split_thought_returns_the_answer_unchanged():

@@ -49,8 +49,9 @@ openings = {
     "python": "[f(a=",
     "tags": '<tool_call>\n{"name": "f", "parameters": {"a": ',
     "qwen": "<tool_call>\n",
+    "json": '[{"name": "f", "arguments": {"a": ',
 }
-closings = {"python": "]", "tags": "\n</tool_call>", "qwen": "\n</tool_call>"}
+closings = {"python": "]", "tags": "\n</tool_call>", "qwen": "\n</tool_call>", "json": "]"}
 
 
 def seconds_to_score(text, call_format):

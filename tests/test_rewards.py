@@ -128,6 +128,7 @@ def test_correctness_of_replies_and_unreadable_calls(preset, expected, call_form
         "python": "[weather(]",
         "tags": "<tool_call>\nweather\n</tool_call>",
         "qwen": "<tool_call>x</tool_call>",
+        "json": '{"name": "weather", "arguments": 1}',
     }
     responses = {"reply": "No.", "calls": render_calls(REFERENCE, call_format), "broken": broken[call_format]}
     for kind, (with_calls, without) in expected.items():
@@ -144,6 +145,7 @@ def test_papers_score_replies_and_unreadable_calls_by_what_they_can_read(call_fo
         "python": "[weather(]",
         "tags": "<tool_call>\nweather\n</tool_call>",
         "qwen": "<tool_call>x</tool_call>",
+        "json": '{"name": "weather", "arguments": 1}',
     }
     cases = [("No.", 0, 1), (render_calls(REFERENCE, call_format), 1, 0), (broken[call_format], 0, 0)]
     for answer, with_calls, without in cases:
@@ -440,7 +442,7 @@ def test_reward_ranges(preset, expects_calls, progress, expected):
 def test_mistakes_of_the_user_are_named():
     for options, message in [
         ({"preset": "dcore"}, "reward preset 'dcore' is unknown; choose one of dcore_paper"),
-        ({"call_format": "json"}, "call format 'json' is unknown; choose one of python"),
+        ({"call_format": "xml"}, "call format 'xml' is unknown; choose one of python"),
         ({"progress": 1.5}, r"progress must lie in \[0, 1\], found 1.5"),
         ({"progress": float("nan")}, "found nan"),
     ]:

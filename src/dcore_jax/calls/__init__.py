@@ -1,10 +1,9 @@
 """Tool calls as data, with parsers and renderers of the text formats in which models write them."""
 
 from dcore_jax.calls.call import JSON, Call, as_calls, calls_equal, values_equal
+from dcore_jax.calls.parsed import CALL_FORMATS, CallFormat, ParsedResponse
 from dcore_jax.calls.response import (
-    CALL_FORMATS,
-    CallFormat,
-    ParsedResponse,
+    parse_any_response,
     parse_calls,
     parse_response,
     render_calls,
@@ -19,6 +18,7 @@ __all__ = [
     "ParsedResponse",
     "as_calls",
     "calls_equal",
+    "parse_any_response",
     "parse_calls",
     "parse_response",
     "render_calls",

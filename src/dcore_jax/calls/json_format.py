@@ -1,7 +1,8 @@
-r"""Calls as JSON objects inside `<tool_call>` blocks: ToolRL's and ResT's tags, and Qwen3's own format.
+r"""Calls as JSON objects: ToolRL's and ResT's tags, Qwen3's own format, and bare JSON as Llama 3.1, Mistral and xLAM write it.
 
-tags:  one block, one object per line        {"name": ..., "parameters": {...}}
-qwen:  one block per call, one object inside {"name": ..., "arguments": {...}}
+tags:  one block, one object per line        <tool_call> {"name": ..., "parameters": {...}} </tool_call>
+qwen:  one block per call, one object inside <tool_call> {"name": ..., "arguments": {...}} </tool_call>
+json:  the whole answer is one object, or a list of objects, with "arguments" or "parameters"
 
 Fields beyond these two are ignored, as a server that runs the calls would.
 """
@@ -11,6 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 
+from dcore_jax.calls.blocks import CLOSE, OPEN
 from dcore_jax.calls.bounds import (
     MAX_CALLS,
     MAX_VALUES,
@@ -21,7 +23,7 @@ from dcore_jax.calls.bounds import (
 )
 from dcore_jax.calls.call import JSON, Call
 
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
+ARGUMENT_KEYS = ("arguments", "parameters")
 _TAG = re.compile(r"<(?=/?(?:think|tool_call|tool_response|response)>)")
 
 
@@ -50,6 +52,31 @@ def parse_json_calls(blocks: Sequence[str], arguments_key: str, *, one_per_line:
     return tuple(calls)
 
 
+def parse_bare_json_calls(text: str) -> tuple[Call, ...]:
+    """The calls of `{"name": ..., "arguments": {...}}` or of a list of such objects; "parameters" is read as well.
+
+    Raises:
+      CallSyntaxError: anything else.
+    """
+    value = load_json(text)
+    items = value if isinstance(value, list) else [value]
+    if len(items) > MAX_CALLS:
+        raise CallSyntaxError("too many calls")
+    calls = []
+    budget = MAX_VALUES
+    for item in items:
+        key = next((key for key in ARGUMENT_KEYS if isinstance(item, dict) and key in item), ARGUMENT_KEYS[0])
+        call, count = _call_of(item, key, budget)
+        budget -= count
+        calls.append(call)
+    return tuple(calls)
+
+
+def render_bare_json_calls(calls: Sequence[Call]) -> str:
+    """A list of objects with "arguments"; `[]` for no calls. Raises CallSyntaxError."""
+    return f"[{', '.join(_render_object(call, 'arguments') for call in calls)}]"
+
+
 def render_tags_calls(calls: Sequence[Call]) -> str:
     """One block with one object per line; the empty text for no calls. Raises CallSyntaxError."""
     lines = [_render_object(call, "parameters") for call in calls]
@@ -64,9 +91,14 @@ def render_qwen_calls(calls: Sequence[Call]) -> str:
 def _parse_object(text: str, arguments_key: str, budget: int) -> tuple[Call, int]:
     if not text.strip():
         raise CallSyntaxError("an empty call block")
+    return _call_of(load_json(text), arguments_key, budget)
+
+
+def load_json(text: str) -> JSON:
+    """A JSON value with bounded numbers and without a key that is given twice. Raises CallSyntaxError."""
     try:
         # json's scanner is recursive, and stops at the interpreter's limit with RecursionError.
-        value = json.loads(
+        return json.loads(
             text,
             object_pairs_hook=_mapping,
             parse_int=_integer,
@@ -77,6 +109,10 @@ def _parse_object(text: str, arguments_key: str, budget: int) -> tuple[Call, int
         raise CallSyntaxError("nested too deep") from None
     except json.JSONDecodeError as error:
         raise CallSyntaxError("not JSON", error.pos) from None
+
+
+def _call_of(value: JSON, arguments_key: str, budget: int) -> tuple[Call, int]:
+    """The call of an object, and the number of values in its arguments."""
     if not isinstance(value, dict):
         raise CallSyntaxError("a call that is not a JSON object")
     name, arguments = value.get("name"), value.get(arguments_key)

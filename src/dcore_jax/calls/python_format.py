@@ -71,6 +71,34 @@ def parse_python_calls(text: str) -> tuple[Call, ...]:
     return tuple(calls)
 
 
+def balanced_end(text: str, start: int) -> int:
+    """The position after the bracket that closes the one at `start`, strings passed over; -1 where it stays open."""
+    depth, quote, at = 0, "", start
+    while at < len(text):
+        character = text[at]
+        if quote:
+            at += character == "\\"
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        else:
+            depth += (character in "[({") - (character in "])}")
+            if depth == 0:
+                return at + 1
+        at += 1
+    return -1
+
+
+def parse_python_value(text: str) -> JSON:
+    """A value as Python writes it, such as `{'name': 'f', 'n': None}`; nothing is evaluated. Raises CallSyntaxError."""
+    scanner = _Scanner(text)
+    value = scanner.value(0)
+    scanner.skip_space()
+    if scanner.at < len(text):
+        raise scanner.error("text after the value")
+    return value
+
+
 def render_python_calls(calls: Sequence[Call]) -> str:
     """`[f(a="x", b=1), g()]`. Raises CallSyntaxError for arguments that JSON cannot represent."""
     return f"[{', '.join(map(_render_call, calls))}]"

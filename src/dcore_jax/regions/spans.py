@@ -1,4 +1,4 @@
-"""Byte spans of names, parameters, format and thinking in a response's text, for each of the three call formats.
+"""Byte spans of names, parameters, format and thinking in a response's text, for each call format.
 
 The scanners work on bytes decoded as Latin-1: one character is one byte, every delimiter is ASCII, and no byte of a multi-byte
 UTF-8 character equals one. They accept any text, complete or cut off, valid or not, in linear time, and never raise: what they do
@@ -49,8 +49,8 @@ def region_spans(text: bytes | str, call_format: str, *, rules: RegionRules = PA
     that is cut off extends to the end.
 
     Args:
-      call_format: `python` (D-CORE: `[f(a="x"), g()]`), `tags` (ToolRL, ResT: `<tool_call>` with one JSON object per line) or
-        `qwen` (one `<tool_call>` per call).
+      call_format: `python` (D-CORE: `[f(a="x"), g()]`), `tags` (ToolRL, ResT: `<tool_call>` with one JSON object per line),
+        `qwen` (one `<tool_call>` per call) or `json` (the answer is an object or a list of them).
       rules: where the borders of regions are.
 
     Raises:
@@ -80,6 +80,9 @@ def _scan(text: str, call_format: str, rules: RegionRules) -> Iterator[Span]:
         return
     if call_format == "python":
         yield from _python_calls(text, position, rules)
+    elif call_format == "json":
+        if text[position:].lstrip(_SPACES)[:1] in ("{", "["):
+            yield from _json_calls(text, position, len(text), rules)
     else:
         yield from _tagged(text, position, call_format, rules)
 
