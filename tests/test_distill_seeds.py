@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dcore_jax.calls import CALL_FORMATS, Call, calls_equal, parse_calls, render_calls
 from dcore_jax.data.files import Malformed
+from dcore_jax.data.tool_schemas import openai_tool, openai_tools, relax_required, type_schema
 from dcore_jax.distill.act import respond, start_environment
 from dcore_jax.distill.ask import Rejected
 from dcore_jax.distill.kinds import asks, detect_kind, refuses
@@ -21,7 +22,6 @@ from dcore_jax.distill.labels import read_labels
 from dcore_jax.distill.sample import KINDS, SeedSample
 from dcore_jax.distill.seeds import SOURCES, parse_seed, read_seeds
 from dcore_jax.distill.seeds.conversation import match_answers
-from dcore_jax.distill.seeds.schemas import openai_tool, openai_tools, relax_required, type_schema
 from dcore_jax.distill.seeds.toolace import split_system
 from dcore_jax.errors import UserError
 from dcore_jax.toolworld import ToolWorld, generate_tasks

@@ -58,7 +58,7 @@ def test_tools_and_arguments_may_be_json_strings():
     assert one(as_text).tools == one(as_data).tools == (TOOL,)
     for row, outer in ((as_text, {}), (as_data, {"id": "c1"})):
         message = one(row).messages[1]
-        assert message["content"] == ""
+        assert message["content"] is None  # as it was: a template may tell null from empty
         assert message["tool_calls"] == [
             {**outer, "type": "function", "function": {"name": "ls", "arguments": {"path": "a"}}}
         ]
@@ -74,9 +74,10 @@ def test_a_toolrl_record_is_a_system_a_user_and_an_assistant_turn():
     assert (record.tools, record.loss_turns) == (None, "every")
 
 
-def test_a_dcore_conversation_teaches_only_its_last_turn():
-    assert one(DCORE).loss_turns == "last"
-    assert one({**DCORE, "loss_turns": "every"}).loss_turns == "every"
+def test_every_turn_is_learned_but_of_packed_dcore_lines_only_the_last_of_each():
+    assert one(DCORE).loss_turns == "every"
+    assert one({**DCORE, "single_conv_last_idx": [2]}).loss_turns == "last"
+    assert one({**DCORE, "single_conv_last_idx": [2], "loss_turns": "every"}).loss_turns == "every"
     assert one({**CHAT, "loss_turns": "last"}).loss_turns == "last"
 
 
@@ -131,7 +132,11 @@ def test_a_packed_dcore_line_is_one_record_per_conversation():
         ([1, 2], "a record must be a JSON object, not list"),
         ({}, "unknown format with fields (none)"),
         ({"text": "a", "label": 1}, "unknown format with fields label, text"),
-        ({"prompt": [USER], "reward_model": {}}, "an RL prompt (prompt, reward_model), which holds no answer to learn from"),
+        ({"prompt": [USER], "reward_model": {}}, "reward_model.ground_truth is missing"),
+        (
+            {"prompt": [USER], "reward_model": {"ground_truth": "[ls()]"}},
+            "an RL prompt (prompt, reward_model), which holds no answer to learn from",
+        ),
         ({"messages": []}, "empty messages"),
         ({"messages": "hello"}, "messages is a string that is not JSON"),
         ({"messages": {"role": "user"}}, "messages must be a list, not dict"),
@@ -154,11 +159,24 @@ def test_a_packed_dcore_line_is_one_record_per_conversation():
         ({**TOOLRL, "input": " "}, "empty input"),
         ({**TOOLRL, "output": 1.5}, "output must be text, not float"),
         ({"conversations": []}, "empty conversations"),
-        ({"conversations": [USER, ANSWER, USER]}, "a conversation that does not end with an assistant turn"),
-        ({"conversations": [{"from": "function", "value": "x"}]}, "unknown role 'function'"),
-        ({"conversations": [USER, {**ANSWER, "weight": 0.5}]}, "per-message loss weights, which are not supported"),
-        ({"messages": [USER, {**ANSWER, "weight": 0}]}, "per-message loss weights, which are not supported"),
-        ({**TOOLRL, "history": [["q", "a"]]}, "a history beside the record's own turns, which is not supported"),
+        (
+            {"conversations": [USER, ANSWER, USER], "single_conv_last_idx": [2]},
+            "a conversation that does not end with an assistant turn",
+        ),
+        ({"conversations": [{"from": "function", "value": "x"}]}, "no assistant turn"),
+        ({"conversations": [USER, {**ANSWER, "weight": 1.5}]}, "weight of a message must be true, false or a number in [0, 1]"),
+        ({"messages": [USER, {**ANSWER, "weight": 0, "train": True}]}, "train and weight of a message contradict each other"),
+        ({"messages": [{**USER, "train": True}, ANSWER]}, "a user message marked to be trained on, which is not supported"),
+        (
+            {"messages": [USER, {**ANSWER, "function_call": {"name": "f"}, "tool_calls": [{"name": "f"}]}]},
+            "a function_call beside tool_calls",
+        ),
+        (
+            {"messages": [{**USER, "content": [{"type": "image_url"}]}, ANSWER]},
+            "a content part of type 'image_url', of which only text can be read",
+        ),
+        ({"messages": [{**USER, "tool_calls": [{"name": "f"}]}, ANSWER]}, "tool calls in a user message"),
+        ({**TOOLRL, "history": [["q", "a"]]}, "a history beside a ToolRL dialogue, which holds its own"),
         ({**TOOLRL, "system": "S"}, "a system field beside a system turn"),
         ({**CHAT, "system": 5}, "content of a system message must be text, not int"),
         ({"conversations": [USER, ANSWER], "single_conv_last_idx": [0]}, "single_conv_last_idx must end at the last message"),

@@ -90,18 +90,22 @@ def test_calls_of_an_openai_conversation_are_read_from_tool_calls(tmp_path):
     ("row", "reason"),
     [
         ("{", "invalid JSON"),
-        ([1], "a row must be a JSON object, not list"),
-        ({"messages": [USER], "reference": "weather"}, "reference must be a list of calls"),
-        ({"messages": [USER], "reference": [{"name": ""}]}, 'reference call 0: "name" must be a non-empty string'),
-        ({"messages": [], "reference": []}, "messages that do not wait for the assistant"),
-        ({"messages": "hi", "reference": []}, "messages must be a list, not str"),
+        ([1], "a record must be a JSON object, not list"),
+        ({"messages": [USER], "reference": "weather"}, "reference is a string that is not JSON"),
+        ({"messages": [USER], "reference": [{"name": ""}]}, "a tool call without a name"),
+        ({"messages": [], "reference": []}, "empty messages"),
+        (
+            {"messages": [USER, {"role": "assistant", "content": "hi"}], "reference": []},
+            "messages that do not wait for the assistant",
+        ),
+        ({"messages": "hi", "reference": []}, "messages is a string that is not JSON"),
         ({"messages": [USER], "reference": [], "expects_reply": 1}, "expects_reply must be true or false"),
-        ({"prompt": [USER], "reward_model": {}}, "reward_model.ground_truth is neither text nor a list of calls"),
+        ({"prompt": [USER], "reward_model": {}}, "reward_model.ground_truth is missing"),
         (
             {"prompt": [USER], "reward_model": {"ground_truth": "<think> a </think>\n<tool_call>\n{\n</tool_call>"}},
             "a ground truth that cannot be read: ",
         ),
-        ({"messages": [USER, {"role": "assistant", "content": "[weather(]"}]}, "a reference turn that cannot be read as python"),
+        ({"messages": [USER, {"role": "assistant", "content": "[weather(]"}]}, "a reference turn that cannot be read"),
         ({"messages": [{"role": "assistant", "content": "hi"}]}, "an assistant turn before any request"),
     ],
 )  # fmt: skip
@@ -166,3 +170,84 @@ def test_every_epoch_draws_each_prompt_once_in_another_order():
     assert epochs[0] != epochs[1] != epochs[2]
     assert prompt_order(7, 3, range(5, 9)) == drawn[5:9]
     assert prompt_order(7, 4, range(21)) != drawn
+
+
+QWEN_CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+OSLO = (Call("weather", {"city": "Oslo"}),)
+
+
+@pytest.mark.parametrize(
+    ("truth", "calls", "notation"),
+    [
+        ('[{"name": "weather", "arguments": {"city": "Oslo"}}]', OSLO, "qwen"),
+        ('{"name": "weather", "parameters": {"city": "Oslo"}}', OSLO, "qwen"),
+        ([{"name": "weather", "parameters": {"city": "Oslo"}}], OSLO, "qwen"),
+        (['[weather(city="Oslo")]'], OSLO, "python"),
+        ('[weather(city="Oslo")]', OSLO, "python"),
+        ("[]", (), "python"),
+        ([], (), "qwen"),
+        (f"<think>\nlook\n</think>\n\n{QWEN_CALL}", OSLO, "qwen"),
+        (
+            '<think> a </think>\n<tool_call>\n{"name": "weather", "parameters": {"city": "Oslo"}}\n</tool_call>',
+            OSLO,
+            "tags",
+        ),
+        ("<think> a </think>\n<response> Which town? </response>", (), "tags"),
+        ("No tool tells the time.", (), "qwen"),
+        ("72", None, None),
+        ("[weather(", None, None),
+        ("<think> a", None, None),
+        ([1], None, None),
+    ],
+)
+def test_a_ground_truth_is_read_in_the_notation_of_its_row(tmp_path, truth, calls, notation):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"prompt": [USER], "reward_model": {"ground_truth": truth}}]))
+    questions, rejected = read_questions([path], "qwen")
+    if calls is None:
+        assert not questions and rejected.total == 1
+        assert next(iter(rejected.counts)).startswith("a ground truth")
+    else:
+        assert (questions[0].reference, questions[0].call_format) == (calls, notation)
+
+
+def test_tools_that_go_to_the_template_are_called_in_its_notation_and_own_instructions_in_theirs(tmp_path):
+    tool = {
+        "type": "function",
+        "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
+    }
+    turn = {"role": "assistant", "content": '[weather(city="Oslo")]'}
+    asked = {
+        "role": "system",
+        "content": 'Tools: {"name": "weather"}. Answer as [func_name(params_name=value)].',
+    }
+    refuses = {"role": "assistant", "content": "No tool does that."}
+    rows = [
+        {"messages": [USER, turn], "tools": [tool]},
+        {"messages": [asked, USER, turn]},
+        {"messages": [asked, USER, refuses]},
+        {"messages": [asked, USER, turn], "tools": [tool]},  # described once, in the system turn
+        {"messages": [USER, {"role": "assistant", "tool_calls": [{"function": WEATHER}]}], "tools": [tool]},
+    ]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    questions, rejected = read_questions([path], "qwen")
+    assert [question.call_format for question in questions] == ["qwen", "python", "python", "python", "qwen"]
+    assert [bool(question.tools) for question in questions] == [True, False, False, False, True]
+    assert not rejected.total
+
+
+def test_a_turn_that_attempts_a_call_is_never_a_prompt_without_calls(tmp_path):
+    attempts = [
+        QWEN_CALL[:-12],
+        "[weather(city=",
+        "<function=weather>{}</function>",
+        f"{QWEN_CALL} {{",
+        '{"name": "weather", "arguments": {',
+    ]
+    rows = [{"messages": [USER, {"role": "assistant", "content": text}]} for text in attempts]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    questions, rejected = read_questions([path], "python")
+    assert all(question.reference for question in questions)
+    assert len(questions) + rejected.total == len(rows)

@@ -1,6 +1,7 @@
 """Tool calls as data, with parsers and renderers of the text formats in which models write them."""
 
 from dcore_jax.calls.call import JSON, Call, as_calls, calls_equal, values_equal
+from dcore_jax.calls.notation import instructed_notation
 from dcore_jax.calls.parsed import CALL_FORMATS, CallFormat, ParsedResponse
 from dcore_jax.calls.response import (
     parse_any_response,
@@ -18,6 +19,7 @@ __all__ = [
     "ParsedResponse",
     "as_calls",
     "calls_equal",
+    "instructed_notation",
     "parse_any_response",
     "parse_calls",
     "parse_response",

@@ -43,6 +43,8 @@ _CONSTANTS = {"true": "True", "false": "False", "null": "None"}
 _STRING_OR_CONSTANT = re.compile(
     r'"(?:[^"\\]++|\\.)*+"|\'(?:[^\'\\]++|\\.)*+\'|(?<=[=:,\[\s])(?:true|false|null)(?=\s*[,)\]}])', re.DOTALL
 )
+# How instructions show a list of calls: `[func_name1(params_name1=...)]`.
+_SHOWN_LIST = re.compile(r"\[\s*\w+\((?:\w+=|\.\.\.|params)")
 _MAX_LISTS = 16  # brackets inside a text that are tried as a list of calls
 
 
@@ -77,6 +79,13 @@ def attempts_call(answer: str) -> bool:
     return next(_lists_in(answer), None) is not None
 
 
+def instructed_notation(system: str) -> CallFormat | None:
+    """The notation that a system turn with instructions of its own asks for; None where it names none."""
+    if "<tool_call>" in system:
+        return "tags" if '"parameters"' in system or "'parameters'" in system else "qwen"
+    return "python" if _SHOWN_LIST.search(system) else None
+
+
 def read_answer(answer: str, names: Collection[str] = ()) -> tuple[ParsedResponse, CallFormat | None]:
     """The calls and the words of an answer without thought, and its notation, as `parse_any_response` returns them."""
     text = answer.strip()
@@ -97,8 +106,8 @@ def read_answer(answer: str, names: Collection[str] = ()) -> tuple[ParsedRespons
         if prefix := _PREFIX.match(text):
             return ParsedResponse(None, parse_bare_json_calls(text[prefix.end() :]), "", text), "json"
         if glaive := _GLAIVE.search(text):
-            calls = (_glaive_call(text[glaive.end() :]),)
-            return ParsedResponse(None, calls, text[: glaive.start()].strip(), text[glaive.start() :]), None
+            call = _glaive_call(text[glaive.end() :])
+            return ParsedResponse(None, (call,), text[: glaive.start()].strip(), text[glaive.start() :]), None
         if problem is not None:
             raise problem
         for start, end in _lists_of(text, names):

@@ -120,8 +120,8 @@ def _without_thinking(message: Message) -> str:
 
 
 def _text(message: Message) -> str:
-    calls = [Call(**call["function"]) for call in message.get("tool_calls", ())]
-    content: str = message["content"]
+    calls = [Call(**call["function"]) for call in message.get("tool_calls") or ()]
+    content: str = message.get("content") or ""
     if not calls:
         return content
     gap = "\n\n" if content.strip() else ""

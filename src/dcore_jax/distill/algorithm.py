@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from dcore_jax.calls import Call, parse_response, render_calls, split_thought
 from dcore_jax.data.files import Malformed
+from dcore_jax.data.tool_schemas import check_calls
 from dcore_jax.distill import compose
 from dcore_jax.distill.act import check_answerable, recorded_responses, respond, start_environment
 from dcore_jax.distill.ask import Ask, Message, Rejected, Stage, require_ended
@@ -19,7 +20,6 @@ from dcore_jax.distill.decompose import check_count, check_leaks, decompose_ask,
 from dcore_jax.distill.labels import ask_for_label, find_label
 from dcore_jax.distill.reason import SolvedSubtask, solve_apart, solve_subtask
 from dcore_jax.distill.sample import Outcome, SeedSample
-from dcore_jax.distill.seeds.schemas import check_calls
 from dcore_jax.distill.templates import Templates
 from dcore_jax.distill.verify import verify, verify_no_call
 from dcore_jax.errors import UserError

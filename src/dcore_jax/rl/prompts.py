@@ -1,11 +1,10 @@
-"""Prompts with the calls that should answer them: from the tool world, from files of RL prompts, from conversations.
+"""Prompts with the calls that should answer them: from the tool world, and from files of any shape that `dcore_jax.data` reads.
 
-Rows come in three forms, told apart by their fields:
+A row with a reference (RL rows, xLAM, API-Bank, chat with `reference`) is one prompt. Of a conversation each assistant turn that
+calls tools, or that answers a user without calling one, is a prompt (the messages before it) with its own calls as reference.
 
-- RL prompts (ToolRL's rlla): `prompt` (messages) and `reward_model.ground_truth` (the answer in the `tags` format);
-- chat with a reference: `messages`, optionally `tools`, and `reference`, a list of `{"name", "arguments"}`;
-- conversations, everything that `dcore_jax.data` reads: each assistant turn that calls tools, or that answers a user without
-  calling one, is a prompt (the messages before it) with its own calls as reference.
+The notation in which a response is scored belongs to the prompt: the chat template's where the tools go to the template, that of
+the row's own reference or instructions where the row brings them in its messages.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from dcore_jax.calls import Call, as_calls, parse_response
+from dcore_jax.calls import Call, CallFormat, instructed_notation, parse_any_response
 from dcore_jax.data.chat_template import render_chat
 from dcore_jax.data.files import Malformed, file_rows, local_file
-from dcore_jax.data.records import Message, Record, Rejections, parse_record
-from dcore_jax.errors import UserError
+from dcore_jax.data.record import Message, Record, Rejections
+from dcore_jax.data.records import parse_any_record
 from dcore_jax.toolworld import Task, to_record
 
 REPORT = "report"  # the category of turns that say what the tools have answered
-_OPEN_THOUGHT = "<think>"
+_OPEN_THOUGHT, _CLOSE_THOUGHT = "<think>", "</think>"
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class Question:
     expects_reply: bool | None  # whether it also speaks to the user; None: where it makes no call
     category: str
     origin: str
+    call_format: CallFormat = "python"  # in which its responses are scored
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ def toolworld_questions(tasks: Sequence[Task], call_format: str, *, reports: boo
     found = []
     for task in tasks:
         row = to_record(task, call_format=call_format)
-        record = parse_record(row, origin=task.id, category=task.kind)[0]
+        record = parse_any_record(row, origin=task.id, category=task.kind)[0]
         named = f"{task.kind} {len(task.reference)}"
         found += [
-            replace(q, category=q.category if q.category == REPORT else named)
+            replace(q, category=q.category if q.category == REPORT else named, call_format=call_format)
             for q in _turns(record, call_format, reports)
             if isinstance(q, Question)
         ]
@@ -71,6 +71,9 @@ def read_questions(
 ) -> tuple[list[Question], Rejections]:
     """Questions of files in file order, and what was left out, by reason; `reports` as in `toolworld_questions`.
 
+    Args:
+      call_format: the notation of prompts that bring none of their own: the chat template's.
+
     Raises:
       UserError: a file that cannot be read; with `strict`, the first row that cannot be used.
     """
@@ -79,15 +82,32 @@ def read_questions(
     for path in paths:
         name, local = str(path), local_file(str(path))
         for origin, row in file_rows(name, local):
-            try:
-                for question in _questions(row, origin, local.stem, call_format, reports):
-                    if isinstance(question, Question):
-                        found.append(question)
-                    else:
-                        rejections.add(question, origin)
-            except Malformed as reason:
-                rejections.add(str(reason), origin)
+            for question in questions_of(row, origin, local.stem, call_format, reports=reports):
+                if isinstance(question, Question):
+                    found.append(question)
+                else:
+                    rejections.add(question, origin)
     return found, rejections
+
+
+def questions_of(
+    row: Any, origin: str, category: str, call_format: str, *, reports: bool = False
+) -> Iterator[Question | str]:
+    """Yields the questions of a row, and a reason for each turn (or row) that makes none."""
+    try:
+        if isinstance(row, Malformed):
+            raise row
+        records = parse_any_record(row, origin=origin, category=category)
+    except Malformed as reason:
+        yield str(reason)
+        return
+    for record in records:
+        if record.reference is None:
+            yield from _turns(record, call_format, reports)
+        elif not record.messages:
+            yield "an empty prompt"
+        else:
+            yield _with_reference(record, call_format)
 
 
 def render_prompts(
@@ -99,6 +119,7 @@ def render_prompts(
     for question in questions:
         try:
             text = render_chat(tokenizer, question.messages, question.tools, add_generation_prompt=True)
+            _check_tools_shown(question, text)
         except Malformed as error:
             rejections.add(str(error), question.origin)
             continue
@@ -114,10 +135,17 @@ def render_prompts(
                 f"a prompt longer than {max_length} tokens" if tokens else "an empty prompt", question.origin
             )
             continue
-        opened = text.rstrip("\n").endswith(_OPEN_THOUGHT)
-        opening = text[text.rindex(_OPEN_THOUGHT) :] if opened else ""
-        prompts.append(Prompt(tuple(map(int, tokens)), text, opening, question))
+        prompts.append(Prompt(tuple(map(int, tokens)), text, thought_opening(text), question))
     return prompts
+
+
+def thought_opening(prompt: str) -> str:
+    """What a prompt already holds of the turn: an open `<think>`, or the empty thought of a template with thinking off."""
+    at = prompt.rfind(_OPEN_THOUGHT)
+    if at < 0:
+        return ""
+    rest = prompt[at + len(_OPEN_THOUGHT) :]
+    return prompt[at:] if not rest.replace(_CLOSE_THOUGHT, "", 1).strip() else ""
 
 
 def prompt_order(count: int, seed: int, draws: range) -> list[int]:
@@ -132,64 +160,34 @@ def prompt_order(count: int, seed: int, draws: range) -> list[int]:
     return chosen
 
 
-def _questions(
-    row: Any, origin: str, category: str, call_format: str, reports: bool
-) -> Iterator[Question | str]:
-    if isinstance(row, Malformed):
-        raise row
-    if not isinstance(row, dict):
-        raise Malformed(f"a row must be a JSON object, not {type(row).__name__}")
-    row = {key: value for key, value in row.items() if value is not None}
-    if {"prompt", "reward_model"} <= row.keys():
-        yield _rl_prompt(row, origin, str(row.get("data_source", category)))
-    elif "reference" in row:
-        yield _with_reference(row, origin, category)
-    else:
-        for record in parse_record(row, origin=origin, category=category):
-            yield from _turns(record, call_format, reports)
+def _check_tools_shown(question: Question, text: str) -> None:
+    """Raises Malformed where the template leaves out a tool: the model could not know of it."""
+    for tool in question.tools or ():
+        name = tool.get("function", tool).get("name")
+        if isinstance(name, str) and name not in text:
+            raise Malformed("the template leaves out the tools of the record")
 
 
-def _record_of(messages: Any, tools: Any, origin: str, category: str) -> Record:
-    """The record reader's checks for a conversation that waits for its answer: one is put there, and taken off again."""
-    if not isinstance(messages, list):
-        raise Malformed(f"messages must be a list, not {type(messages).__name__}")
-    row = {"messages": [*messages, {"role": "assistant", "content": "?"}], "tools": tools}
-    record = parse_record(row, origin=origin, category=category)[0]
-    asked = record.messages[:-1]
-    if not asked or asked[-1]["role"] == "assistant":
-        raise Malformed("messages that do not wait for the assistant")
-    return Record(asked, record.tools, category, origin)
+def _with_reference(record: Record, call_format: str) -> Question:
+    reference = record.reference
+    assert reference is not None
+    return Question(
+        record.messages,
+        record.tools,
+        reference.calls,
+        reference.expects_reply,
+        record.category,
+        record.origin,
+        call_format if record.tools else reference.call_format or _own_notation(record) or call_format,
+    )
 
 
-def _rl_prompt(row: dict[str, Any], origin: str, category: str) -> Question:
-    record = _record_of(row["prompt"], row.get("tools"), origin, category)
-    truth = row["reward_model"].get("ground_truth") if isinstance(row["reward_model"], dict) else None
-    if isinstance(truth, list):
-        return Question(record.messages, record.tools, _reference(truth), None, category, origin)
-    if not isinstance(truth, str):
-        raise Malformed("reward_model.ground_truth is neither text nor a list of calls")
-    parsed = parse_response(truth, "tags")
-    if parsed.calls is None:
-        raise Malformed(f"a ground truth that cannot be read: {parsed.error}")
-    return Question(record.messages, record.tools, parsed.calls, bool(parsed.reply), category, origin)
-
-
-def _with_reference(row: dict[str, Any], origin: str, category: str) -> Question:
-    record = _record_of(row.get("messages"), row.get("tools"), origin, str(row.get("category", category)))
-    if not isinstance(row["reference"], list):
-        raise Malformed("reference must be a list of calls")
-    replies = row.get("expects_reply")
-    if replies is not None and not isinstance(replies, bool):
-        raise Malformed("expects_reply must be true or false")
-    calls = _reference(row["reference"])
-    return Question(record.messages, record.tools, calls, replies, record.category, origin)
-
-
-def _reference(items: list[Any]) -> tuple[Call, ...]:
-    try:
-        return as_calls(items)
-    except UserError as error:
-        raise Malformed(str(error)) from None
+def _own_notation(record: Record) -> CallFormat | None:
+    """The notation that the messages of a record ask for, where its tools do not go to the template."""
+    first = record.messages[0]
+    if record.tools or first["role"] != "system":
+        return None
+    return instructed_notation(first.get("content") or "")
 
 
 def _turns(record: Record, call_format: str, reports: bool) -> Iterator[Question | str]:
@@ -197,27 +195,40 @@ def _turns(record: Record, call_format: str, reports: bool) -> Iterator[Question
     for); a reason for each other one.
     """
     turns = [i for i, message in enumerate(record.messages) if message["role"] == "assistant"]
+    names = [str(tool.get("function", tool).get("name")) for tool in record.tools or ()]
+    parsed = {i: parse_any_response(record.messages[i].get("content") or "", names) for i in turns}
+    # A refusal is scored in the notation of the record's other turns.
+    written = next((notation for _, notation in parsed.values() if notation), None)
+    scored = call_format if record.tools else written or _own_notation(record) or call_format
     for i in turns if record.loss_turns == "every" else turns[-1:]:
         message, before = record.messages[i], record.messages[:i]
+        if record.turn_weights is not None and record.turn_weights[i] == 0:
+            yield "a turn marked not to be trained"
+            continue
         if not before:
             yield "an assistant turn before any request"
             continue
-        if "tool_calls" in message:
-            calls = tuple(Call(**call["function"]) for call in message["tool_calls"])
-            replies = bool(parse_response(message["content"], "qwen").reply)
-        else:
-            parsed = parse_response(message["content"], call_format)
-            if parsed.calls is None:
-                yield f"a reference turn that cannot be read as {call_format}: {parsed.error}"
+        response, notation = parsed[i]
+        if response.calls is None:
+            yield f"a reference turn that cannot be read: {response.error}"
+            continue
+        if structured := message.get("tool_calls"):
+            if response.calls:
+                yield "a reference turn with calls in its text beside tool_calls"
                 continue
-            calls, replies = parsed.calls, bool(parsed.reply)
+            calls = tuple(Call(**call["function"]) for call in structured)
+        else:
+            calls = response.calls
+            if calls and notation is None and not record.tools:
+                yield "a reference turn in a notation that no response can be scored in"
+                continue
         report = not calls and _is_tool_result(before[-1])
         if report and not reports:
             yield "a report on tool results, which makes no call (`--reports` takes it)"
             continue
         category = REPORT if report else record.category
-        yield Question(before, record.tools, calls, replies, category, record.origin)
+        yield Question(before, record.tools, calls, bool(response.reply), category, record.origin, scored)
 
 
 def _is_tool_result(message: Message) -> bool:
-    return message["role"] == "tool" or message["content"].lstrip().startswith("<tool_response>")
+    return message["role"] == "tool" or (message.get("content") or "").lstrip().startswith("<tool_response>")

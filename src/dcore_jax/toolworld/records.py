@@ -18,7 +18,8 @@ def to_record(task: Task, *, call_format: CallFormat = "python", thinking: bool 
     each, and a last assistant turn reports.
 
     Args:
-      call_format: `python` and `tags` put calls into the content, `qwen` into OpenAI `tool_calls`.
+      call_format: `python` and `tags` put calls into the content, `qwen` and `json` into OpenAI `tool_calls`, which the
+        template writes.
       thinking: begin every assistant turn with `<think>\\n...\\n</think>\\n\\n`.
     """
     messages: list[dict[str, Any]] = [{"role": "user", "content": task.query}]
@@ -73,7 +74,7 @@ def _calling_thought(task: Task, turn: range) -> str:
 
 def _calling_message(task: Task, turn: range, thought: str, call_format: CallFormat) -> dict[str, Any]:
     calls = [task.reference[i] for i in turn]
-    if call_format != "qwen":
+    if call_format in ("python", "tags"):
         return {"role": "assistant", "content": thought + render_calls(calls, call_format)}
     tool_calls = [
         {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}

@@ -7,8 +7,8 @@ and a `function_call` holds one call as JSON text.
 from typing import Any
 
 from dcore_jax.data.files import Malformed
+from dcore_jax.data.tool_schemas import openai_tools
 from dcore_jax.distill.seeds.conversation import Conversation, ParsedMessage, exchanges_of
-from dcore_jax.distill.seeds.schemas import openai_tools
 from dcore_jax.distill.seeds.xlam import calls_of
 
 

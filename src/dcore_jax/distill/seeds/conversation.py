@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from dcore_jax.calls import Call, calls_equal, parse_calls, render_calls
 from dcore_jax.data.files import Malformed, decode_json
+from dcore_jax.data.tool_schemas import check_calls
 from dcore_jax.distill.kinds import detect_kind
 from dcore_jax.distill.sample import Kind, SeedSample
-from dcore_jax.distill.seeds.schemas import check_calls
 from dcore_jax.errors import UserError
 
 Message = dict[str, Any]

@@ -11,6 +11,7 @@ from typing import Any
 from dcore_jax.calls import Call, parse_response
 from dcore_jax.data.files import Malformed
 from dcore_jax.data.records import parse_record
+from dcore_jax.data.tool_schemas import openai_tools
 from dcore_jax.distill.adapters import BFCLTask, TauTask
 from dcore_jax.distill.kinds import detect_kind
 from dcore_jax.distill.sample import KINDS, Kind, SeedSample
@@ -21,7 +22,6 @@ from dcore_jax.distill.seeds.conversation import (
     exchanges_of,
     validated,
 )
-from dcore_jax.distill.seeds.schemas import openai_tools
 from dcore_jax.distill.seeds.xlam import calls_of
 
 _RESPONSE = "<tool_response>"

@@ -11,8 +11,8 @@ from typing import Any
 
 from dcore_jax.calls import parse_response
 from dcore_jax.data.files import Malformed, decode_json
+from dcore_jax.data.tool_schemas import openai_tools, relax_required
 from dcore_jax.distill.seeds.conversation import Conversation, ParsedMessage, exchanges_of
-from dcore_jax.distill.seeds.schemas import openai_tools, relax_required
 
 _TOOLS = re.compile(r"\*\*Available Tools\*\*(.*?)(?=\n\*\*Steps for Each Turn\*\*|\Z)", re.DOTALL)
 _TOOL = re.compile(r"^\d+\. Name: ", re.MULTILINE)

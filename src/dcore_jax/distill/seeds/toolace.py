@@ -12,8 +12,8 @@ from typing import Any
 
 from dcore_jax.calls import Call, parse_calls
 from dcore_jax.data.files import Malformed
+from dcore_jax.data.tool_schemas import openai_tools, tool_name
 from dcore_jax.distill.seeds.conversation import Conversation, ParsedMessage, exchanges_of
-from dcore_jax.distill.seeds.schemas import openai_tools, tool_name
 from dcore_jax.errors import UserError
 
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "tool": "tool"}

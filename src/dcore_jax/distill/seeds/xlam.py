@@ -8,9 +8,9 @@ from typing import Any
 
 from dcore_jax.calls import Call, as_calls
 from dcore_jax.data.files import Malformed, decode_json
+from dcore_jax.data.tool_schemas import openai_tools, relax_required
 from dcore_jax.distill.sample import Kind
 from dcore_jax.distill.seeds.conversation import Conversation, Exchange, Step
-from dcore_jax.distill.seeds.schemas import openai_tools, relax_required
 from dcore_jax.errors import UserError
 
 

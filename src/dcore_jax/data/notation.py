@@ -1,0 +1,71 @@
+"""The notation in which a tokenizer's chat template asks for calls."""
+
+from typing import Any
+
+from dcore_jax.calls import CallFormat, parse_any_response
+from dcore_jax.data.chat_template import render_chat
+from dcore_jax.data.files import Malformed
+from dcore_jax.errors import UserError
+
+_NAME, _PARAMETER, _VALUE = "probe_tool", "probe_parameter", "probe value"
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": _NAME,
+        "description": "A probe.",
+        "parameters": {
+            "type": "object",
+            "properties": {_PARAMETER: {"type": "string"}},
+            "required": [_PARAMETER],
+        },
+    },
+}
+_CALL = {
+    "id": "probe12345",
+    "type": "function",
+    "function": {"name": _NAME, "arguments": {_PARAMETER: _VALUE}},
+}
+
+
+def template_notation(tokenizer: Any) -> CallFormat | None:
+    """The notation in which the tokenizer's chat template writes a call when it is given tools; None where it shows no tools.
+
+    Raises:
+      UserError: the template writes calls in a notation that no response can be scored in.
+    """
+    user = {"role": "user", "content": "probe"}
+    try:
+        prompt = render_chat(tokenizer, [user], [_TOOL], add_generation_prompt=True)
+    except Malformed:
+        return None
+    if _NAME not in prompt:
+        return None
+    written = ""
+    for content in ("", None):
+        turn = {"role": "assistant", "content": content, "tool_calls": [_CALL]}
+        try:
+            whole = render_chat(tokenizer, [user, turn], [_TOOL])
+        except Malformed:
+            continue
+        written = whole[len(prompt) :] if whole.startswith(prompt) else whole.rpartition("probe")[0] and whole
+        if _VALUE in written:
+            break
+    found = _notation_of(written, tokenizer)
+    if _VALUE in written and found is None:
+        raise UserError(
+            "the chat template writes calls in a notation that cannot be read; give the one that responses are scored in with "
+            "--reward.call-format"
+        )
+    return found
+
+
+def _notation_of(written: str, tokenizer: Any) -> CallFormat | None:
+    """The notation of a rendered turn, without the special tokens around it."""
+    for token in sorted(
+        set(tokenizer.all_special_tokens) - {"[TOOL_CALLS]", "<|python_tag|>"}, key=len, reverse=True
+    ):
+        written = written.replace(token, "\n")
+    parsed, notation = parse_any_response(written.strip())
+    if parsed.calls and parsed.calls[0].name == _NAME and parsed.calls[0].arguments == {_PARAMETER: _VALUE}:
+        return notation
+    return None
