@@ -23,6 +23,7 @@ from dcore_jax.data.chatml import Pieces, chatml_end_ids, chatml_masks, chatml_t
 from dcore_jax.data.files import Malformed
 from dcore_jax.data.records import Message, Record
 from dcore_jax.errors import UserError
+from dcore_jax.weights.stop_tokens import end_of_turn_ids as end_of_turn_ids  # what the masks end at
 
 Mask = Literal["last_turn", "release"]
 MASKS: tuple[Mask, ...] = ("last_turn", "release")
@@ -86,31 +87,6 @@ def render_batch(
                 result.samples.append(sample)
         results.append(result)
     return results
-
-
-def end_of_turn_ids(tokenizer: Any) -> frozenset[int]:
-    """The ids that end an assistant turn: the tokenizer's eos, and the token with which its template closes a turn.
-
-    They differ for base models (eos `<|endoftext|>`, template `<|im_end|>`), so the template's is found by rendering a
-    probe turn: its last special token.
-
-    Raises:
-      UserError: the tokenizer has no chat template.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
-        raise UserError(
-            f"tokenizer {name} has no chat template; add a chat_template.jinja beside its tokenizer.json"
-        )
-    end_ids = {tokenizer.eos_token_id} - {None}
-    probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    pieces = _templated_turn(tokenizer, probe, 1, None)
-    if isinstance(pieces, Pieces):
-        special = set(tokenizer.all_special_ids)
-        special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        closing = [i for i in _tokenise(tokenizer, pieces.texts[1:])[0] if i in special]
-        end_ids |= set(closing[-1:])
-    return frozenset(end_ids)
 
 
 # --- the texts of every turn to learn ---
