@@ -39,6 +39,7 @@ class Record:
     origin: str  # "file:line" for JSON, "file:row" for Parquet, both counted from 1
     # The assistant turns that become samples; `last` for records whose history is trained on in others (the D-CORE corpora).
     loss_turns: LossTurns = "every"
+    turn_weights: tuple[float, ...] | None = None  # one in [0, 1] for each message; None: all 1
 
 
 @dataclass
