@@ -51,7 +51,7 @@ TEMPLATE = """\
 {% endif -%}
 {%- for m in messages -%}
 {%- if m.role == 'assistant' -%}
-{%- set parts = m.content.split('</think>') -%}
+{%- set parts = (m.content or '').split('</think>') -%}
 {%- set thought = m.reasoning_content or (parts[0].split('<think>')[-1].strip('\\n') if parts | length > 1 else '') -%}
 <|im_start|>assistant
 {% if loop.index0 > ns.last and (loop.last or thought) %}<think>

@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections import Counter
+from dataclasses import replace
 
 import grain
 import numpy as np
@@ -287,3 +288,22 @@ def test_real_records_at_the_true_vocabulary_fill_at_least_97_percent_of_their_r
         assert report.tokens / (rows * 4096) >= 0.97
         # With the empty rows of the last batch counted too.
         assert np.mean([packing_fill(batch) for batch in batches]) >= 0.97
+
+
+def test_weights_travel_with_their_tokens_and_only_where_some_turn_is_weighted():
+    plain = store_of([5, 9, 3])
+    assert plain.weights is None
+    assert all(
+        "weights" not in b._fields for b in packed_batches(plain, rows=2, pack_length=16, seed=0, epochs=1)
+    )
+    samples = [plain[i] for i in range(3)]
+    samples[1] = replace(samples[1], weights=np.full(9, 0.5, np.float32))
+    store = SampleStore.from_samples(samples)
+    assert [None if w is None else w.tolist() for w in (store[i].weights for i in range(3))] == [
+        [1.0] * 5,
+        [0.5] * 9,
+        [1.0] * 3,
+    ]
+    (batch,) = packed_batches(store, rows=2, pack_length=16, seed=0, epochs=1)
+    wanted = np.where(batch.tokens == 0, 0.0, np.where((batch.tokens > 5) & (batch.tokens <= 14), 0.5, 1.0))
+    np.testing.assert_array_equal(batch.weights, wanted)

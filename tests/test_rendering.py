@@ -104,14 +104,13 @@ def test_turns_that_follow_tool_results_keep_the_thinking_of_the_same_question()
         {"role": "assistant", "content": "One file.", "reasoning_content": "done"},
     ]  # fmt: skip
     (record,) = parse_record({"messages": messages, "tools": json.dumps([TOOL])}, origin="x:1")
-    samples, rejected = render(record, byte_tokenizer(), max_length=2000)
+    ((sample,), rejected) = render(record, byte_tokenizer(), max_length=2000)
     assert rejected == []
     call = '<tool_call>\n{"name": "ls", "arguments": {"d": "/"}}\n</tool_call>'
-    assert [texts(sample, byte_tokenizer())[1] for sample in samples] == [
-        f"<think>\nlook\n</think>\n\n{call}{END}",
-        f"<think>\ndone\n</think>\n\nOne file.{END}",
-    ]
-    whole = texts(samples[1], byte_tokenizer())[0]
+    whole, learned = texts(sample, byte_tokenizer())
+    # The template renders both turns alike alone and together: one sample, in which each is learned once.
+    assert sample.turns == 2
+    assert learned == f"<think>\nlook\n</think>\n\n{call}{END}<think>\ndone\n</think>\n\nOne file.{END}"
     assert whole.startswith("<|im_start|>system\nS\n\nTools:\n" + json.dumps(TOOL))
     assert "look" in whole
 
@@ -322,7 +321,7 @@ def test_the_report_shows_what_trains_and_what_does_not_by_reason(tmp_path):
     assert (report.records, report.samples, len(store)) == (3, 2, 2)
     assert str(report).splitlines() == [
         "records              3   rejected 1",
-        "samples              2   rejected 2   " + f"{report.tokens / 2:,.0f} tokens each",
+        f"samples              2   4 turns, 2 learned, 2 rejected   {report.tokens / 2:,.0f} tokens each",
         f"tokens    {report.tokens:>12,}   with loss {report.loss_tokens}",
         "category  one 1, two 1",
         f"rejected records: 1 x empty messages (first: {path}:4)",

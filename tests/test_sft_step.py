@@ -215,3 +215,48 @@ def test_steady_state_compiles_nothing():
     for seed in range(4):
         state, _ = step(state, random_batch(seed=seed))
     assert step._cache_size() == 1
+
+
+def weighted(batch, weights):
+    return batch._replace(weights=np.asarray(weights, np.float32))
+
+
+def test_weights_of_tokens_make_a_weighted_mean():
+    batch, optimizer = random_batch(), optax.sgd(1.0)
+    graph, state = started(small_decoder(), optimizer)
+    step = jax.jit(make_train_step(graph, optimizer))
+    plain, metrics = step(state, batch)
+    # Weights that are all equal change nothing; those of 0 are as tokens outside both masks.
+    for equal in (1.0, 0.25):
+        same, same_metrics = step(state, weighted(batch, np.full(batch.tokens.shape, equal)))
+        close(same.params, plain.params, 1e-6)
+        np.testing.assert_allclose(same_metrics.loss, metrics.loss, rtol=1e-5)
+    rng = np.random.default_rng(3)
+    half = rng.random(batch.tokens.shape) < 0.5
+    without, _ = step(
+        state,
+        batch._replace(loss_mask=batch.loss_mask & half, denominator_mask=batch.denominator_mask & half),
+    )
+    close(step(state, weighted(batch, half))[0].params, without.params, 1e-6)
+
+    weights = rng.random(batch.tokens.shape).astype(np.float32)
+    _, found = step(state, weighted(batch, weights))
+    logits = nnx.merge(graph, state.params)(batch.tokens[0], batch.positions[0], batch.segment_ids[0])
+    logprobs = np.asarray(jax.nn.log_softmax(logits.astype(jnp.float32)))
+    on_device = jax.tree.map(jnp.asarray, batch)
+    predicts = np.asarray(predicted(on_device, on_device.loss_mask))[0]
+    counted = np.asarray(predicted(on_device, on_device.denominator_mask))[0]
+    following = np.roll(weights[0], -1, -1)
+    taken = np.take_along_axis(logprobs, np.roll(batch.tokens[0], -1, -1)[..., None], -1)[..., 0]
+    expected = -(taken * following * predicts).sum() / (following * counted).sum()
+    np.testing.assert_allclose(found.loss, expected, rtol=1e-5)
+
+
+def test_weighted_microbatches_are_the_weighted_batch():
+    optimizer = optax.sgd(1.0)
+    graph, state = started(small_decoder(), optimizer)
+    step = jax.jit(make_train_step(graph, optimizer))
+    rng = np.random.default_rng(0)
+    whole = weighted(random_batch(), rng.random((1, 8, 32)))
+    parts = weighted(random_batch(micro=4), whole.weights.reshape(4, 2, 32))
+    close(step(state, whole)[0].params, step(state, parts)[0].params, 1e-6)

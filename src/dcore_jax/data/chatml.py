@@ -12,20 +12,20 @@ Source: the release's `moi_trainer_qwen3.py`, mode `only_last_assistant`.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
 
 from dcore_jax.calls import Call, render_calls
+from dcore_jax.data.left_out import begins_in_thought
 from dcore_jax.data.records import Message
 from dcore_jax.errors import UserError
 
 START, END = "<|im_start|>", "<|im_end|>"
-# What a piece of text is to the masks. Of a chat template: prompt (no loss) and turn (loss up to its end token).
-# Here: context (no loss), denominator (no loss, but counted), learned and delimiter (loss).
-PieceKind = Literal["prompt", "turn", "context", "denominator", "learned", "delimiter"]
+# What a piece of text is to the masks: context (no loss), denominator (no loss, but counted), learned and delimiter (loss).
+PieceKind = Literal["context", "denominator", "learned", "delimiter"]
 
 
 class Pieces(NamedTuple):
@@ -52,7 +52,7 @@ def chatml_turn(messages: Sequence[Message], tools: Sequence[dict[str, Any]] | N
 
 
 def chatml_masks(
-    pieces: Sequence[Sequence[int]], kinds: Sequence[PieceKind]
+    pieces: Sequence[Sized], kinds: Sequence[PieceKind]
 ) -> tuple[Bool[np.ndarray, "length"], Bool[np.ndarray, "length"]]:
     """The loss mask and the denominator mask of the joined ids; False at position 0, which nothing predicts."""
     lengths = [len(piece) for piece in pieces]
@@ -88,7 +88,7 @@ def _tools_in_system(messages: Sequence[Message], tools: Sequence[dict[str, Any]
         return kept
     block = "\n".join(["<tools>", *(json.dumps(tool, ensure_ascii=False) for tool in tools), "</tools>"])
     if kept and kept[0]["role"] == "system":
-        return [{"role": "system", "content": f"{kept[0]['content']}\n\n{block}"}, *kept[1:]]
+        return [{"role": "system", "content": f"{_text(kept[0])}\n\n{block}"}, *kept[1:]]
     return [{"role": "system", "content": block}, *kept]
 
 
@@ -99,7 +99,7 @@ def _tool_results_as_user_turns(messages: Sequence[Message]) -> list[Message]:
         if message["role"] != "tool":
             turns.append(message)
             continue
-        result = f"<tool_response>\n{message['content']}\n</tool_response>"
+        result = f"<tool_response>\n{_text(message)}\n</tool_response>"
         if i and messages[i - 1]["role"] == "tool":
             turns[-1] = {"role": "user", "content": f"{turns[-1]['content']}\n{result}"}
         else:
@@ -114,7 +114,9 @@ def _with_thinking(message: Message) -> str:
 
 def _without_thinking(message: Message) -> str:
     text = _text(message)
-    if message["role"] == "assistant" and text.lstrip().startswith("<think>") and "</think>" in text:
+    if message["role"] != "assistant" or "</think>" not in text:
+        return text
+    if text.lstrip().startswith("<think>") or begins_in_thought(text):  # the template wrote its opening
         return text.split("</think>", 1)[1].lstrip("\n")
     return text
 

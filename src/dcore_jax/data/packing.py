@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import grain
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 
 from dcore_jax.data.store import SampleStore
 from dcore_jax.errors import UserError
@@ -34,6 +34,17 @@ class PackedBatch(NamedTuple):
     segment_ids: Int32[np.ndarray, "rows length"]  # 1, 2, ... along a row; 0 is padding
     loss_mask: Bool[np.ndarray, "rows length"]  # True at a predicted token that carries loss
     denominator_mask: Bool[np.ndarray, "rows length"]  # True at a predicted token in the loss's denominator
+
+
+class WeightedBatch(NamedTuple):
+    """A `PackedBatch` of a store with weights, as every batch of it is."""
+
+    tokens: Int32[np.ndarray, "rows length"]
+    positions: Int32[np.ndarray, "rows length"]
+    segment_ids: Int32[np.ndarray, "rows length"]
+    loss_mask: Bool[np.ndarray, "rows length"]
+    denominator_mask: Bool[np.ndarray, "rows length"]
+    weights: Float32[np.ndarray, "rows length"]  # of a predicted token, in loss and denominator
 
 
 def packed_batches(
@@ -74,7 +85,7 @@ def packed_batches(
     epoch_range = (first_epoch, epochs)
     packed = _packed_indices(store, pack_length, seed, epoch_range, packing, order, bins)
 
-    def gather(packed_rows: Sequence[dict[str, np.ndarray]]) -> PackedBatch:
+    def gather(packed_rows: Sequence[dict[str, np.ndarray]]) -> PackedBatch | WeightedBatch:
         return _gather(store, packed_rows, rows, pack_length)
 
     batches = packed.batch(rows, drop_remainder=False, batch_fn=gather)
@@ -110,7 +121,7 @@ def count_batches(
     return -(-(emitted + int(np.sum(free < pack_length))) // rows)
 
 
-def packing_fill(batch: PackedBatch) -> float:
+def packing_fill(batch: PackedBatch | WeightedBatch) -> float:
     """The share of a batch's positions that are not padding, in [0, 1]."""
     return float(np.mean(batch.segment_ids > 0))
 
@@ -291,7 +302,7 @@ def _check_arguments(
 
 def _gather(
     store: SampleStore, packed_rows: Sequence[dict[str, np.ndarray]], rows: int, pack_length: int
-) -> PackedBatch:
+) -> PackedBatch | WeightedBatch:
     """The batch of packed rows of indices; missing rows are padding."""
     at = np.full((rows, pack_length), _PADDING, np.int64)
     positions, segment_ids = np.zeros((2, rows, pack_length), np.int32)
@@ -304,10 +315,13 @@ def _gather(
         # One bit of a `np.packbits` array, whose first bit is the most significant one.
         return ((packed[index // 8] >> (7 - index % 8)) & 1).astype(bool) & is_token
 
-    return PackedBatch(
+    packed = PackedBatch(
         tokens=np.where(is_token, store.tokens[index], 0),
         positions=positions,
         segment_ids=segment_ids,
         loss_mask=bits(store.loss_bits),
         denominator_mask=bits(store.denominator_bits),
     )
+    if store.weights is None:
+        return packed
+    return WeightedBatch(*packed, np.where(is_token, store.weights[index], np.float32(0)))

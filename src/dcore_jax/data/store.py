@@ -1,27 +1,32 @@
 """All samples of a run in flat arrays, and the report of what was read and rejected."""
 
 import time
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int32, Int64, UInt8
 
 from dcore_jax.data.records import Record, Rejections, read_records
-from dcore_jax.data.rendering import Mask, TrainingSample, render_batch
+from dcore_jax.data.rendering import Mask, TrainingSample, characters, render_batch
 from dcore_jax.errors import UserError
 from dcore_jax.progress import progress_bar
 
-# Records rendered per tokenizer call: enough to keep its threads busy, few enough that the bar moves.
+# Records rendered together: enough to keep the tokenizer's threads busy, few enough that the bar moves and memory does not.
 _BATCH = 256
+_BATCH_CHARACTERS = 500_000
 
 
 @dataclass(frozen=True, eq=False)
 class SampleStore:
-    """Samples concatenated in flat arrays, 4 bytes and 2 bits a token: sample i is offsets[i]:offsets[i + 1]."""
+    """Samples concatenated in flat arrays, 4 bytes and 2 bits a token (4 bytes more where turns are weighted).
+
+    Sample i is offsets[i]:offsets[i + 1].
+    """
 
     tokens: Int32[np.ndarray, "tokens"]
     loss_bits: UInt8[np.ndarray, "bytes"]  # np.packbits of the loss masks
@@ -30,6 +35,8 @@ class SampleStore:
     categories: Int32[np.ndarray, "samples"]  # index into category_names
     category_names: tuple[str, ...]
     origins: tuple[str, ...]
+    turns: int = 0  # assistant turns learned, over all samples
+    weights: Float32[np.ndarray, "tokens"] | None = None  # of the tokens in loss and denominator; None: all 1
 
     def __len__(self) -> int:
         return len(self.origins)
@@ -59,23 +66,85 @@ class SampleStore:
             denominator_mask=bits_between(self.denominator_bits, start, stop),
             category=self.category_names[self.categories[index]],
             origin=self.origins[index],
+            weights=None if self.weights is None else self.weights[start:stop],
         )
 
     @classmethod
     def from_samples(cls, samples: Iterable[TrainingSample]) -> "SampleStore":
         """The store of these samples in their order; categories are numbered in order of appearance."""
-        kept = list(samples)
-        names = {name: i for i, name in enumerate(dict.fromkeys(sample.category for sample in kept))}
-        empty = np.zeros(0, bool)
-        return cls(
-            tokens=np.concatenate([np.zeros(0, np.int32), *(s.tokens for s in kept)]),
-            loss_bits=np.packbits(np.concatenate([empty, *(s.loss_mask for s in kept)])),
-            denominator_bits=np.packbits(np.concatenate([empty, *(s.denominator_mask for s in kept)])),
-            offsets=np.cumsum([0, *(len(s.tokens) for s in kept)], dtype=np.int64),
-            categories=np.array([names[s.category] for s in kept], np.int32),
-            category_names=tuple(names),
-            origins=tuple(s.origin for s in kept),
+        builder = _Builder()
+        for sample in samples:
+            builder.add(sample)
+        return builder.store()
+
+
+class _Builder:
+    """A store under construction: its arrays grow in place, so that building takes little more memory than the store."""
+
+    def __init__(self) -> None:
+        self._tokens, self._weights = _Growing(np.int32), _Growing(np.float32)
+        self._loss, self._denominator = _Growing(np.uint8), _Growing(np.uint8)
+        self._bits: list[np.ndarray] = [np.zeros(0, bool)] * 2  # of the last, unfinished byte
+        self._offsets, self._categories, self._names, self._origins = (
+            [0],
+            array("i"),
+            dict[str, int](),
+            list[str](),
         )
+        self._turns = 0
+
+    def add(self, sample: TrainingSample) -> None:
+        if sample.weights is not None or self._weights.size:
+            before = np.ones(
+                self._offsets[-1] - self._weights.size, np.float32
+            )  # of the samples that had none
+            ones = np.ones(len(sample.tokens), np.float32)
+            self._weights.extend(np.concatenate([before, ones if sample.weights is None else sample.weights]))
+        self._tokens.extend(sample.tokens)
+        masks = (sample.loss_mask, sample.denominator_mask)
+        for i, (mask, packed) in enumerate(zip(masks, (self._loss, self._denominator))):
+            bits = np.concatenate([self._bits[i], mask])
+            whole = len(bits) // 8 * 8
+            packed.extend(np.packbits(bits[:whole]))
+            self._bits[i] = bits[whole:]
+        self._offsets.append(self._offsets[-1] + len(sample.tokens))
+        self._categories.append(self._names.setdefault(sample.category, len(self._names)))
+        self._origins.append(sample.origin)
+        self._turns += sample.turns
+
+    def store(self) -> SampleStore:
+        """The store; nothing can be added after it."""
+        for bits, packed in zip(self._bits, (self._loss, self._denominator)):
+            packed.extend(np.packbits(bits))
+        return SampleStore(
+            tokens=self._tokens.array(),
+            loss_bits=self._loss.array(),
+            denominator_bits=self._denominator.array(),
+            offsets=np.array(self._offsets, np.int64),
+            categories=np.array(self._categories, np.int32),
+            category_names=tuple(self._names),
+            origins=tuple(self._origins),
+            turns=self._turns,
+            weights=self._weights.array() if self._weights.size else None,
+        )
+
+
+class _Growing:
+    """A flat array that grows in place."""
+
+    def __init__(self, dtype: Any):
+        self._values, self.size = np.zeros(0, dtype), 0
+
+    def extend(self, values: np.ndarray) -> None:
+        needed = self.size + len(values)
+        if needed > len(self._values):
+            self._values.resize(max(needed, self.size + self.size // 8), refcheck=False)
+        self._values[self.size : needed] = values
+        self.size = needed
+
+    def array(self) -> np.ndarray:
+        self._values.resize(self.size, refcheck=False)
+        return self._values
 
 
 def bits_between(bits: UInt8[np.ndarray, "bytes"], start: int, stop: int) -> Bool[np.ndarray, "length"]:
@@ -90,7 +159,9 @@ class DataReport:
 
     records: int  # without the rejected ones
     rejected_records: Rejections  # lines that are no record
-    rejected_turns: Rejections  # assistant turns that make no sample
+    rejected_turns: Rejections  # assistant turns that are not learned
+    turns: int  # assistant turns in the records
+    learned: int  # of them; each once
     samples: int
     tokens: int
     loss_tokens: int
@@ -99,10 +170,13 @@ class DataReport:
     seconds: float
 
     def __str__(self) -> str:
-        longest = f"{self.tokens / self.samples:,.0f} tokens each" if self.samples else ""
+        history = self.turns - self.learned - self.rejected_turns.total
+        turns = f"{self.turns:,} turns, {self.learned:,} learned, {self.rejected_turns.total:,} rejected"
+        turns += f", {history:,} history alone" if history else ""
+        longest = f"   {self.tokens / self.samples:,.0f} tokens each" if self.samples else ""
         lines = [
             f"records   {self.records:>12,}   rejected {self.rejected_records.total:,}",
-            f"samples   {self.samples:>12,}   rejected {self.rejected_turns.total:,}   {longest}".rstrip(),
+            f"samples   {self.samples:>12,}   {turns}{longest}",
             f"tokens    {self.tokens:>12,}   with loss {self.loss_tokens:,}"
             + (
                 f", in the denominator {self.denominator_tokens:,}"
@@ -148,7 +222,7 @@ def load_samples(
 
 
 def samples_from_records(
-    records: Sequence[Record],
+    records: Iterable[Record],
     tokenizer: Any,
     *,
     mask: Mask = "last_turn",
@@ -157,35 +231,62 @@ def samples_from_records(
     progress: bool = True,
     rejected: Rejections | None = None,
 ) -> tuple[SampleStore, DataReport]:
-    """`load_samples` for records in memory; `rejected` are the rejections of their reader, for the report."""
-    rejected = rejected or Rejections()
+    """`load_samples` for records in memory, or from an iterator, of which few are held at a time.
+
+    Args:
+      rejected: the rejections of the records' reader, for the report; it may still grow while an iterator is read.
+    """
+    rejected = Rejections() if rejected is None else rejected
     started = time.perf_counter()
-    turns = Rejections(strict=strict)
-    samples: list[TrainingSample] = []
-    bar = progress_bar(len(records), desc="tokenising", unit="record", transient=True, disable=not progress)
+    rejections = Rejections(strict=strict)
+    builder, count, turns = _Builder(), 0, 0
+    total = len(records) if isinstance(records, Sized) else 0
+    bar = progress_bar(total, desc="tokenising", unit="record", transient=True, disable=not progress)
     with closing(bar):
-        for start in range(0, len(records), _BATCH):
-            batch = records[start : start + _BATCH]
-            for record, result in zip(
-                batch, render_batch(batch, tokenizer, mask=mask, max_length=max_length)
-            ):
-                samples += result.samples
+        for batch in _batches(records):
+            rendered = render_batch(batch, tokenizer, mask=mask, max_length=max_length)
+            for record, result in zip(batch, rendered):
+                count += 1
+                turns += sum(message["role"] == "assistant" for message in record.messages)
+                for sample in result.samples:
+                    builder.add(sample)
                 for reason in result.rejected:
-                    turns.add(reason, record.origin)
+                    rejections.add(reason, record.origin)
             bar.update(len(batch))
-    if not samples:
-        why = "; ".join(rejected.lines() + turns.lines()) or "the files hold no records"
+    store = builder.store()
+    if not len(store):
+        why = "; ".join(rejected.lines() + rejections.lines()) or "the files hold no records"
         raise UserError(f"no sample to train on: {why}")
-    store = SampleStore.from_samples(samples)
     per_category = np.bincount(store.categories, minlength=len(store.category_names))
     return store, DataReport(
-        records=len(records),
+        records=count,
         rejected_records=rejected,
-        rejected_turns=turns,
+        rejected_turns=rejections,
+        turns=turns,
+        learned=store.turns,
         samples=len(store),
         tokens=len(store.tokens),
-        loss_tokens=int(store.loss_mask.sum()),
-        denominator_tokens=int(store.denominator_mask.sum()),
+        loss_tokens=_count(store.loss_bits),
+        denominator_tokens=_count(store.denominator_bits),
         by_category=dict(zip(store.category_names, map(int, per_category))),
         seconds=time.perf_counter() - started,
     )
+
+
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Records to be rendered together: few where they are long."""
+    batch: list[Record] = []
+    held = 0
+    for record in records:
+        size = sum(map(characters, record.messages))
+        if batch and (len(batch) == _BATCH or held + size > _BATCH_CHARACTERS):
+            yield batch
+            batch, held = [], 0
+        batch.append(record)
+        held += size
+    if batch:
+        yield batch
+
+
+def _count(bits: UInt8[np.ndarray, "bytes"]) -> int:
+    return int(np.bitwise_count(bits).sum())

@@ -4,7 +4,6 @@ import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dcore_jax.data.rendering import end_of_turn_ids
 from dcore_jax.data.tokenizer import load_tokenizer
 from dcore_jax.distill.config import DistillConfig
 from dcore_jax.engines import Engine
@@ -13,7 +12,7 @@ from dcore_jax.mesh import make_mesh
 from dcore_jax.models import read_model_config
 from dcore_jax.nano.config import NANO
 from dcore_jax.sft.base import base_model
-from dcore_jax.weights import local_folder
+from dcore_jax.weights import local_folder, stop_token_ids
 from dcore_jax.weights.names import weight_files
 
 # The files of a model's folder that decide its answers, besides the weights.
@@ -92,7 +91,7 @@ def _engines(folder: Path, tokenizer: Any, config: DistillConfig, output: Path) 
         folder,
         decoder=load_hf(folder, dtype=config.dtype, mesh=mesh) if config.engine.name == "native" else None,
         max_length=config.max_length or read_model_config(folder).max_position_embeddings,
-        eos_token_ids=sorted(end_of_turn_ids(tokenizer)),
+        eos_token_ids=sorted(stop_token_ids(folder, tokenizer)),
         output=output,
         dtype=config.dtype,
         mesh=mesh,

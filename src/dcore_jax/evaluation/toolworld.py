@@ -20,6 +20,7 @@ from dcore_jax.errors import UserError
 from dcore_jax.progress import progress_bar
 from dcore_jax.toolworld import Task, ToolWorld, generate_tasks
 from dcore_jax.toolworld.task import MAX_SUBTASKS
+from dcore_jax.weights import stop_token_ids
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ def attempt_held_out(
     from transformers import AutoTokenizer
 
     decoder, tokenizer = load_hf(model), AutoTokenizer.from_pretrained(model)
-    engine = NativeEngine(decoder, slots=32, max_length=1024, eos_token_ids=(tokenizer.eos_token_id,))
+    ends = sorted(stop_token_ids(Path(model), tokenizer))
+    engine = NativeEngine(decoder, slots=32, max_length=1024, eos_token_ids=ends)
     items = generate_tasks(tasks, seed=seed, split="test", subtasks=subtasks)
     attempts = solve(items, engine.generate, tokenizer, progress=True)
     engine.close()

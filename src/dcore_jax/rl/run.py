@@ -20,7 +20,6 @@ from jax.sharding import Mesh
 
 from dcore_jax.atomic import write_text_atomic
 from dcore_jax.checkpoint import Checkpoints
-from dcore_jax.data.rendering import end_of_turn_ids
 from dcore_jax.data.tokenizer import load_tokenizer
 from dcore_jax.engines import Engine, check_engine_installed, open_engine
 from dcore_jax.errors import UserError
@@ -49,7 +48,7 @@ from dcore_jax.training.run_folder import (
     record_run,
 )
 from dcore_jax.training.state import state_from_trees, state_to_trees
-from dcore_jax.weights import local_folder, shardings
+from dcore_jax.weights import local_folder, shardings, stop_token_ids
 
 RECIPE = "rl"
 
@@ -112,7 +111,7 @@ def train(config: RLConfig) -> RLResult:
         held_out = evaluation_prompts(config, tokenizer)
         with jax.set_mesh(mesh):
             run = _start_or_resume(config, mesh, folder, tokenizer, prompts, held_out)
-            log(_header(run))
+            log(_header(run, tokenizer))
             with (
                 closing(
                     run.checkpoints
@@ -191,8 +190,9 @@ def _start_or_resume(
     return _Run(config, learner, sampler, TokenBytes(tokenizer), held_out, data, checkpoints, state, cursor)
 
 
-def _header(run: _Run) -> str:
+def _header(run: _Run, tokenizer: Any) -> str:
     config, model = run.config, run.learner.setup.model_config
+    ends = sorted(stop_token_ids(run.learner.setup.folder, tokenizer))
     what = f"{model.model_type} with {model.num_parameters:,} parameters, {config.compute.dtype} on "
     lines = {
         "model": what + device_line(run.learner.setup.mesh),
@@ -200,7 +200,7 @@ def _header(run: _Run) -> str:
         "reward": f"{config.reward_preset}, calls in {config.reward.call_format}",
         "step": f"{config.prompts} prompts x {config.rollout.group} responses, {config.updates} updates, staleness "
         f"{config.rollout.staleness}",
-        "engine": config.engine.name,
+        "engine": f"{config.engine.name}, responses end at {', '.join(tokenizer.convert_ids_to_tokens(ends))}",
         "steps": f"{max(run.learner.total - run.step, 0):,} to go of {run.learner.total:,}, into {config.output}",
     }
     return "\n".join(f"{name:<10}{value}" for name, value in lines.items())
@@ -213,7 +213,7 @@ def _open_engine(run: _Run, tokenizer: Any) -> Engine:
         setup.folder,
         decoder=nnx.merge(setup.graph, run.state.params),
         max_length=config.rollout.max_prompt + config.rollout.max_response,
-        eos_token_ids=sorted(end_of_turn_ids(tokenizer)),
+        eos_token_ids=sorted(stop_token_ids(setup.folder, tokenizer)),
         output=config.output,
         dtype=config.compute.dtype,
         mesh=setup.mesh,

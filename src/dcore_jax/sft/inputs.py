@@ -77,6 +77,9 @@ def load_data(config: SFTConfig, folder: Path, files: tuple[str, ...], output: P
     if main:
         summary = {
             "files": list(files),
+            "records": report.records,
+            "turns": report.turns,
+            "learned": report.learned,
             "samples": report.samples,
             "tokens": report.tokens,
             "loss_tokens": report.loss_tokens,
@@ -88,7 +91,9 @@ def load_data(config: SFTConfig, folder: Path, files: tuple[str, ...], output: P
 
 def store_fingerprint(store: SampleStore) -> dict[str, str]:
     """Tells these samples, in this order, from others."""
-    arrays = (store.tokens, store.offsets, store.loss_bits, store.denominator_bits)
+    arrays = [store.tokens, store.offsets, store.loss_bits, store.denominator_bits]
+    if store.weights is not None:
+        arrays.append(store.weights)
     return data_fingerprint(array.data.cast("B") for array in arrays)
 
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from dcore_jax.checkpoint import Checkpoints
 from dcore_jax.config import config_to_dict
-from dcore_jax.data.packing import PackedBatch
+from dcore_jax.data.packing import PackedBatch, WeightedBatch
 from dcore_jax.data.store import SampleStore
 from dcore_jax.errors import UserError
 from dcore_jax.mesh import BATCH_AXES, device_line, make_mesh, put_global
@@ -206,14 +206,16 @@ def _loop(run: _Run) -> SFTResult:
     return SFTResult(output, run.setup.folder, step, total, watch.first, watch.last, preempted)
 
 
-def _next_batch(batches: Iterator[PackedBatch], step: int, total: int) -> PackedBatch:
+def _next_batch(
+    batches: Iterator[PackedBatch | WeightedBatch], step: int, total: int
+) -> PackedBatch | WeightedBatch:
     packed = next(batches, None)
     if packed is None:
         raise UserError(f"the data ended at step {step} of {total}; lower --steps or raise --epochs")
     return packed
 
 
-def _to_device(packed: PackedBatch, config: SFTConfig, mesh: Mesh) -> Batch:
+def _to_device(packed: PackedBatch | WeightedBatch, config: SFTConfig, mesh: Mesh) -> Batch:
     micro = jax.tree.map(lambda x: x.reshape(config.accumulation, -1, x.shape[-1]), tuple(packed))
     return Batch(*put_global(mesh, (None, "batch", None), micro))
 

@@ -1,7 +1,10 @@
 """One optimizer step of SFT, as a pure function.
 
 The loss is a token mean over the global batch, all devices and all microbatches, so that the same batch gives the
-same loss on any mesh and with any accumulation. Everything a step reports stays on the device until the loop asks for it.
+same loss on any mesh and with any accumulation. With weights it is the weighted mean: the sum of w * -log p over the tokens of
+`loss_mask`, divided by the sum of w over those of `denominator_mask`. So a weight says how much a token counts beside the others
+of its batch, a token of weight 0 is as one outside both masks, and weights that are all equal change nothing. Everything a step
+reports stays on the device until the loop asks for it.
 """
 
 from collections.abc import Callable
@@ -25,12 +28,13 @@ class Batch(NamedTuple):
     segment_ids: Int[Array, "micro rows length"]
     loss_mask: Bool[Array, "micro rows length"]
     denominator_mask: Bool[Array, "micro rows length"]
+    weights: Float[Array, "micro rows length"] | None = None
 
 
 class StepMetrics(NamedTuple):
     """Scalars of one step, float32 on the device."""
 
-    loss: Float[Array, ""]  # nats per counted token, before the update
+    loss: Float[Array, ""]  # nats per counted token, before the update; with weights, per unit of weight
     gradient_norm: Float[Array, ""]  # before clipping
     tokens: Float[Array, ""]  # that are no padding
     loss_tokens: Float[Array, ""]  # in the sum
@@ -45,12 +49,18 @@ def predicted(batch: Batch, mask: Bool[Array, "..."]) -> Bool[Array, "..."]:
     return jnp.pad(same, [(0, 0)] * (ids.ndim - 1) + [(0, 1)])
 
 
+def predicted_weights(batch: Batch, mask: Bool[Array, "..."]) -> Float[Array, "..."]:
+    """`predicted` as float32, with the predicted token's weight where the batch has weights."""
+    positions = predicted(batch, mask).astype(jnp.float32)
+    return positions if batch.weights is None else positions * jnp.roll(batch.weights, -1, axis=-1)
+
+
 def loss_sum(graph: nnx.GraphDef, params: PyTree, micro: Batch) -> Float[Array, ""]:
-    """Sum of -log p over the loss tokens of `[rows, length]`, in nats."""
+    """Sum of -log p over the loss tokens of `[rows, length]`, in nats, each times its weight."""
     model = nnx.merge(graph, params)
     hidden = model.hidden(micro.tokens, micro.positions, micro.segment_ids)
     targets = jnp.roll(micro.tokens, -1, axis=-1)
-    weights = predicted(micro, micro.loss_mask).astype(jnp.float32)
+    weights = predicted_weights(micro, micro.loss_mask)
     return cross_entropy(
         hidden.reshape(-1, hidden.shape[-1]),
         model.unembed.astype(hidden.dtype),
@@ -69,7 +79,11 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         # Known before the forward pass, so that every microbatch is already divided by the whole batch's count.
-        denominator = jnp.maximum(predicted(batch, batch.denominator_mask).sum(), 1).astype(jnp.float32)
+        if batch.weights is None:
+            denominator = jnp.maximum(predicted(batch, batch.denominator_mask).sum(), 1).astype(jnp.float32)
+        else:
+            counted = predicted_weights(batch, batch.denominator_mask).sum()
+            denominator = jnp.where(counted > 0, counted, 1.0)
 
         def mean_loss(params: PyTree, micro: Batch) -> Float[Array, ""]:
             return loss_sum(graph, params, micro) / denominator

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dcore_jax.data.packing import PackedBatch, packing_fill
+from dcore_jax.data.packing import PackedBatch, WeightedBatch, packing_fill
 from dcore_jax.errors import UserError
 from dcore_jax.metrics import MetricLog, peak_flops, training_flops
 from dcore_jax.progress import Progress
@@ -29,7 +29,9 @@ class Watch:
         self.first: float | None = None
         self.last: float | None = None
 
-    def record(self, step: int, metrics: StepMetrics, packed: PackedBatch, bar: Progress) -> None:
+    def record(
+        self, step: int, metrics: StepMetrics, packed: PackedBatch | WeightedBatch, bar: Progress
+    ) -> None:
         values = jax.device_get(metrics)
         now = time.perf_counter()
         seconds, self._before = now - self._before, now
@@ -65,7 +67,7 @@ class Watch:
         bar.set_postfix({**shown, "fill": f"{row['packing_fill']:.0%}"})
         bar.update()
 
-    def _stop(self, step: int, row: dict[str, Any], packed: PackedBatch) -> None:
+    def _stop(self, step: int, row: dict[str, Any], packed: PackedBatch | WeightedBatch) -> None:
         path = self._output / f"nonfinite_step_{step}.npz"
         if jax.process_index() == 0:
             np.savez_compressed(path, **packed._asdict())

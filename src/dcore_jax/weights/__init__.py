@@ -3,7 +3,9 @@
 from dcore_jax.weights.export import export_decoder, hf_config, hf_tensors
 from dcore_jax.weights.load import load_decoder, local_folder, new_decoder
 from dcore_jax.weights.names import parameters, shardings
+from dcore_jax.weights.stop_tokens import end_of_turn_ids, stop_token_ids
 
 __all__ = [
-    "export_decoder", "hf_config", "hf_tensors", "load_decoder", "local_folder", "new_decoder", "parameters", "shardings",
+    "end_of_turn_ids", "export_decoder", "hf_config", "hf_tensors", "load_decoder", "local_folder", "new_decoder", "parameters",
+    "shardings", "stop_token_ids",
 ]  # fmt: skip

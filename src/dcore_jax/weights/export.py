@@ -21,6 +21,7 @@ from dcore_jax.models import Decoder, ModelConfig
 from dcore_jax.progress import progress_bar
 from dcore_jax.weights.load import SAFETENSORS_DTYPES, Tensors, local_folder
 from dcore_jax.weights.names import EMBEDDING, LM_HEAD, Parameter, parameter_values, parameters
+from dcore_jax.weights.stop_tokens import write_stop_tokens
 
 # Files of a source folder that are copied: all but weights, their index and config.json.
 _COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*")
@@ -70,7 +71,8 @@ def export_decoder(
     Args:
       out: the folder; must be missing or empty.
       source: the folder or hub id the decoder came from: its config, generation config and tokenizer files are copied, and
-        each tensor is written in the dtype it has there. Without one, config.json is written from the decoder's own config.
+        each tensor is written in the dtype it has there. generation_config.json then lists every end token: see
+        `stop_tokens.write_stop_tokens`. Without a source, config.json is written from the decoder's own config.
       dtype: "float32", "bfloat16" or "float16" for all tensors.
       max_shard_bytes: most bytes of one safetensors file.
       progress: show a bar.
@@ -177,7 +179,7 @@ def _write_shards(
 
 
 def _write_companions(config: ModelConfig, folder: Path, source: Path | None, dtype: np.dtype) -> None:
-    """Writes config.json with this dtype, and copies the source's other files."""
+    """Writes config.json with this dtype, copies the source's other files, and lists every end token of its model."""
     fields = hf_config(config)
     if source is not None:
         fields = json.loads((source / "config.json").read_text())
@@ -187,6 +189,8 @@ def _write_companions(config: ModelConfig, folder: Path, source: Path | None, dt
                     shutil.copyfile(path, folder / path.name)
     fields["torch_dtype" if "torch_dtype" in fields else "dtype"] = dtype.name
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    if source is not None:
+        write_stop_tokens(folder)
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
