@@ -1,13 +1,16 @@
 """Loading and export of Hugging Face folders: byte-equal, every tensor once, every problem named, nothing half-written."""
 
+import dataclasses
 import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -16,8 +19,12 @@ from safetensors.numpy import load_file, save_file
 
 from conftest import CHECKPOINTS, torch_model
 from dcore_jax import UserError, export_hf, load_hf
+from dcore_jax.checkpoint import Checkpoints
+from dcore_jax.cli import export
 from dcore_jax.mesh import make_mesh
 from dcore_jax.models import model_config_from_hf
+from dcore_jax.training import load_policy
+from dcore_jax.training.run_folder import RunRecord
 from dcore_jax.weights import hf_tensors, load_decoder, local_folder, magnitude, new_decoder, shardings
 from dcore_jax.weights.export import export_decoder
 from dcore_jax.weights.magnitude import largest_magnitudes
@@ -317,3 +324,48 @@ def test_the_check_before_an_export_gathers_no_parameter():
     alone = largest_magnitudes(new_decoder(config))
     assert largest_magnitudes(model) == alone
     assert alone == {name: float(np.abs(x).max()) for name, x in hf_tensors(model)}
+
+
+@pytest.fixture
+def float32_run(tmp_path, checkpoints):
+    """A run folder with one float32 checkpoint of a model's weights, saved on one device."""
+    model, run = load_hf(checkpoints["qwen3_bias"]), tmp_path / "run"
+    with closing(Checkpoints(run)) as saved:
+        saved.save(7, {"params": nnx.split(model)[1]}, {})
+    record = RunRecord("sft", str(checkpoints["qwen3_bias"]))
+    (run / "run.json").write_text(json.dumps(dataclasses.asdict(record)))
+    return run, model
+
+
+@pytest.mark.parametrize("mesh", [None, "4"])
+def test_a_checkpoint_is_read_onto_a_mesh_in_the_dtype_asked_for(mesh, float32_run):
+    run, model = float32_run
+    read, _ = load_policy(run, mesh=mesh and make_mesh(mesh), dtype="bfloat16")
+    kernel = read.layers.mlp.up.kernel.get_value()
+    assert len(kernel.sharding.device_set) == (4 if mesh else 1) and read.compute.dtype == jnp.bfloat16
+    assert kernel.addressable_shards[0].data.nbytes * (4 if mesh else 1) == kernel.size * 2
+    for ours, whole in zip(jax.tree.leaves(nnx.state(read)), jax.tree.leaves(nnx.state(model)), strict=True):
+        np.testing.assert_array_equal(ours, np.asarray(whole).astype(jnp.bfloat16))
+    assert {x.dtype for x in jax.tree.leaves(nnx.state(load_policy(run)[0]))} == {jnp.dtype("float32")}
+
+
+def test_a_checkpoint_beyond_float16_is_refused_in_it(float32_run):
+    run, model = float32_run
+    load_policy(run, dtype="float16")
+    with closing(Checkpoints(run)) as saved:
+        saved.save(8, {"params": nnx.split(with_scale(model, 1e5))[1]}, {})
+    with pytest.raises(UserError, match=r"in float16, whose largest .* in model.norm.weight$"):
+        load_policy(run, dtype="float16")
+    with pytest.raises(UserError, match=r"model.norm.weight holds 100000, more than float16 can"):
+        export.run(["--run", str(run), "--output", str(run / "hf"), "--dtype", "float16"])
+    assert not (run / "hf").exists()
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_the_export_command_reads_onto_a_mesh(dtype, float32_run, monkeypatch):
+    run, model = float32_run
+    monkeypatch.setattr(export, "prepare_devices", lambda mesh: None)  # the devices are there
+    options = ["--run", str(run), "--output", str(run / "hf"), "--mesh", "fsdp=2,tensor=1"]
+    export.run([*options, *(["--dtype", dtype] if dtype else [])])
+    for name, tensor in dict(hf_tensors(model, dtype=dtype and jnp.bfloat16)).items():
+        np.testing.assert_array_equal(all_tensors(run / "hf")[name], tensor)

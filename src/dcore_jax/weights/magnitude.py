@@ -43,6 +43,15 @@ def shorten(problems: list[str], most: int = _SHOWN) -> str:
     return shown if len(problems) <= most else f"{shown}; and {len(problems) - most} more"
 
 
+def check_finite(decoder: Decoder, *, where: str) -> dict[str, float]:
+    """`largest_magnitudes`, all of them finite; raises UserError that begins with `where` and names the tensors that are not."""
+    largest = largest_magnitudes(decoder)
+    broken = [name for name, x in largest.items() if not np.isfinite(x)]
+    if broken:
+        raise UserError(f"{where}: NaN or infinite values in {shorten(broken)}")
+    return largest
+
+
 def check_representable(decoder: Decoder, dtypes: dict[str, np.dtype], *, where: str) -> None:
     """Refuses weights that are not finite, or would not be after the cast to their tensor's dtype.
 
@@ -53,10 +62,7 @@ def check_representable(decoder: Decoder, dtypes: dict[str, np.dtype], *, where:
     Raises:
       UserError: naming the tensors.
     """
-    largest = largest_magnitudes(decoder)
-    broken = [name for name, x in largest.items() if not np.isfinite(x)]
-    if broken:
-        raise UserError(f"{where}: NaN or infinite values in {shorten(broken)}")
+    largest = check_finite(decoder, where=where)
     with np.errstate(over="ignore"):
         beyond = [
             f"{name} holds {x:.6g}, more than {dtypes[name].name} can ({_limit(dtypes[name]):.6g})"
