@@ -1,16 +1,25 @@
 """The decoder against transformers, and packed rows against separate ones."""
 
+import copy
+import dataclasses
+import json
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from conftest import CHECKPOINTS, torch_model
 from dcore_jax import UserError, load_hf
-from dcore_jax.models import Compute, model_config_from_hf
+from dcore_jax.models import Compute, model_config_from_hf, read_model_config
 from dcore_jax.models.attention import choose_implementation
+from dcore_jax.models.config import _NO_EFFECT, DEFINED_FIELDS, Llama3Scaling, ignored_fields
 from dcore_jax.models.decoder import REMAT_POLICIES
 from dcore_jax.weights import hf_config, hf_tensors, new_decoder
 
@@ -194,8 +203,7 @@ def test_only_llama_has_biases_in_its_mlp():
     for name, biased in (("llama", True), ("qwen3", False), ("qwen2", False)):
         fields = {**torch_model(name).config.to_dict(), "mlp_bias": biased}
         assert model_config_from_hf(fields).mlp_bias is biased
-    with pytest.raises(UserError, match="mlp_bias"):
-        model_config_from_hf({**torch_model("qwen2").config.to_dict(), "mlp_bias": True})
+        assert ignored_fields(fields) == ([] if name == "llama" else ["mlp_bias"])
 
 
 @pytest.mark.parametrize(
@@ -209,16 +217,156 @@ def test_only_llama_has_biases_in_its_mlp():
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}}, "rope type 'yarn'"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"quantization_config": {"bits": 4}}, "field quantization_config"),
-        ({"attn_logit_softcapping": 50.0}, "field attn_logit_softcapping=50.0 is unknown"),
+        ({"attention_bias": 1}, "field attention_bias=1 is neither true nor false"),
+        ({"attention_dropout": "0.0"}, "field attention_dropout='0.0' changes the result"),
+        ({"per_layer_config": {"0": {"hidden_act": "gelu"}}}, "field per_layer_config="),
+        ({"layer_types": "full_attention"}, "field layer_types='full_attention' is not a list"),
+        ({"layer_types": ["full_attention"]}, "field layer_types has 1 entries, num_hidden_layers is 3"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "fields rope_scaling and rope_parameters differ"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": "1e6"}}, "field rope_theta='1e6' is not a number"),
+        ({"rope_parameters": {"rope_type": "default", "factor": 2.0}}, "rope field factor=2.0 is not one of rope type 'default'"),
+        ({"rope_parameters": [1]}, "field rope_parameters=[1] is not an object"),
+        ({"architectures": "Qwen3ForCausalLM"}, "field architectures='Qwen3ForCausalLM' is not a list"),
+        ({"model_type": ["qwen3"]}, "model_type ['qwen3'] is not supported"),
+        ({"head_dim": 21}, "head_dim 21 is odd"),
         ({"num_key_value_heads": 3}, "not a multiple"),
-        ({"hidden_size": None}, "field 'hidden_size' is missing"),
-        ({"mlp_bias": True}, "field mlp_bias=True is unknown"),
     ],
 )  # fmt: skip
 def test_a_field_that_would_change_the_result_is_refused_by_name(change, message):
     fields = torch_model("qwen3").config.to_dict()
-    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+    with pytest.raises(UserError, match=re.escape(message)):
         model_config_from_hf({**fields, **change})
+
+
+@pytest.mark.parametrize("bad", ["64", 64.0, True, None, [64], -64, 0, 2**40, float("nan")])
+@pytest.mark.parametrize(
+    "field",
+    ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"],
+)
+def test_a_number_of_the_wrong_type_is_a_user_error_that_names_the_field(field, bad):
+    fields = torch_model("qwen3").config.to_dict()
+    with pytest.raises(UserError, match=f"^field {field}=.* is not a positive whole number$"):
+        model_config_from_hf({**fields, field: bad})
+    del fields["hidden_size"]
+    with pytest.raises(UserError, match=r"^field 'hidden_size' is missing$"):
+        model_config_from_hf(fields)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen2", "llama"])
+def test_the_table_of_fields_is_that_of_the_installed_transformers(name):
+    theirs = {field.name for field in dataclasses.fields(type(torch_model(name).config))}
+    assert DEFINED_FIELDS[name] == theirs
+
+
+def test_a_field_that_the_architecture_does_not_define_is_said_once_and_ignored(tmp_path, capsys):
+    extra = {
+        "_model_name_or_path": "a/b",
+        "_attn_implementation_autoset": True,
+        "attn_logit_softcapping": 50.0,
+    }
+    fields = {**torch_model("qwen3").config.to_dict(), "_name_or_path": "a/b", "torch_dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps({**fields, **extra}))
+    assert read_model_config(tmp_path) == read_model_config(tmp_path) == model_config_from_hf(fields)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith(
+        "define them: _attn_implementation_autoset, _model_name_or_path, attn_logit_softcapping"
+    )
+
+
+def test_a_config_that_is_no_object_is_refused(tmp_path):
+    for text in ("[1]", '"qwen3"', "null", "{", "[" * 100_000, "\xff"):
+        (tmp_path / "config.json").write_text(text, encoding="latin-1")
+        with pytest.raises(
+            UserError, match=r"config.json: (holds .*, not a JSON object|not readable as JSON)"
+        ):
+            read_model_config(tmp_path)
+
+
+GOOD = {name: torch_model(name).config.to_dict() for name in CHECKPOINTS}
+# Fields beside the classes' own that transformers reads into what is compared.
+OURS = {"rope_theta", "rope_scaling", "partial_rotary_factor", "original_max_position_embeddings", "head_dim"}
+ROPE_FIELDS = sorted(
+    {*GOOD["llama"]["rope_parameters"], "type", "partial_rotary_factor", "attention_factor", "mrope_section"}
+)
+VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 6) | st.sampled_from([8, 48, 64, 131, 512, 10**400])
+    | st.sampled_from([0.0, 1e-6, 0.5, 1.0, 4.0, 1e4, float("nan"), float("inf")])
+    | st.sampled_from(["", "silu", "gelu", "default", "llama3", "yarn", "64", "full_attention", "qwen2"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(ROPE_FIELDS), inner, max_size=3),
+    max_leaves=4,
+)  # fmt: skip
+FIELD = st.sampled_from(
+    sorted(
+        {
+            *GOOD["qwen3"],
+            *GOOD["llama"],
+            "rope_theta",
+            "rope_scaling",
+            "partial_rotary_factor",
+            "quantization_config",
+        }
+    )
+    + [
+        "original_max_position_embeddings",
+        "per_layer_config",
+        "is_decoder",
+        "logits_scaling",
+        "attn_logit_softcapping",
+    ]
+)
+MISSING = object()
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(sorted(GOOD)),
+    st.dictionaries(FIELD, VALUE | st.just(MISSING), min_size=1, max_size=2),
+    st.none() | st.tuples(st.sampled_from(ROPE_FIELDS), VALUE | st.just(MISSING)),
+)
+def test_any_mutation_of_a_config_is_read_as_transformers_reads_it_or_refused(name, changes, rope_change):
+    fields = copy.deepcopy(GOOD[name])
+    if rope_change is not None:
+        fields["rope_parameters"][rope_change[0]] = rope_change[1]
+        fields["rope_parameters"] = {k: v for k, v in fields["rope_parameters"].items() if v is not MISSING}
+    fields = {key: value for key, value in {**fields, **changes}.items() if value is not MISSING}
+    try:
+        config = model_config_from_hf(copy.deepcopy(fields))
+    except UserError:
+        return
+    kind = {"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama"}[config.model_type]
+    if fields.get("attention_dropout", 0) is None:  # only transformers' Llama takes it, as none
+        del fields["attention_dropout"]
+    try:
+        theirs = getattr(transformers, f"{kind}Config")(**copy.deepcopy(fields))
+    except Exception:
+        # It refuses types of fields that change nothing as well.
+        idle = {key for key in fields if key not in DEFINED_FIELDS[config.model_type]} | _NO_EFFECT
+        theirs = getattr(transformers, f"{kind}Config")(
+            **{key: copy.deepcopy(value) for key, value in fields.items() if key not in idle or key in OURS}
+        )
+    rope = theirs.rope_parameters
+    expected = {
+        "num_layers": theirs.num_hidden_layers,
+        "num_heads": theirs.num_attention_heads,
+        "num_kv_heads": theirs.num_key_value_heads,
+        "head_dim": getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads,
+        "rope_theta": rope["rope_theta"],
+        "qkv_bias": theirs.attention_bias if kind != "Qwen2" else True,
+        "output_bias": theirs.attention_bias if kind != "Qwen2" else False,
+        "mlp_bias": theirs.mlp_bias if kind == "Llama" else False,
+        "qk_norm": kind == "Qwen3",
+        "rope_scaling": None if rope["rope_type"] == "default" else Llama3Scaling(
+            *(rope[field.name] for field in dataclasses.fields(Llama3Scaling))
+        ),
+    }  # fmt: skip
+    for field in dataclasses.fields(config):
+        wanted = expected.get(field.name, getattr(theirs, field.name, None))
+        assert getattr(config, field.name) == wanted, field.name
+    assert theirs.hidden_act == "silu" and theirs.attention_dropout in (0, None)
+    assert (
+        set(getattr(theirs, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        or kind == "Llama"
+    )
 
 
 def test_an_unknown_remat_policy_is_refused():

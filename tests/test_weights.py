@@ -1,12 +1,16 @@
 """Loading and export of Hugging Face folders: byte-equal, every tensor once, every problem named, nothing half-written."""
 
+import dataclasses
+import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -15,9 +19,16 @@ from safetensors.numpy import load_file, save_file
 
 from conftest import CHECKPOINTS, torch_model
 from dcore_jax import UserError, export_hf, load_hf
+from dcore_jax.checkpoint import Checkpoints
+from dcore_jax.cli import export
 from dcore_jax.mesh import make_mesh
-from dcore_jax.weights import load_decoder, local_folder
+from dcore_jax.models import model_config_from_hf
+from dcore_jax.training import load_policy
+from dcore_jax.training.run_folder import RunRecord
+from dcore_jax.weights import hf_tensors, load_decoder, local_folder, magnitude, new_decoder, shardings
 from dcore_jax.weights.export import export_decoder
+from dcore_jax.weights.magnitude import largest_magnitudes
+from dcore_jax.weights.names import parameter_values
 
 
 def all_tensors(folder):
@@ -241,3 +252,120 @@ print(peak - before)
     shard = 16 * 512 * 2048 * 4  # the largest stacked parameter, in float32
     assert size > 3 * shard
     assert 0.9 * size < grown < size + shard
+
+
+def with_scale(model, value):
+    model.norm.scale.set_value(model.norm.scale.get_value().at[3].set(value))
+    return model
+
+
+@pytest.mark.parametrize("through", ["dtype", "source"])
+def test_a_float16_export_that_would_overflow_is_refused_before_anything_is_written(
+    through, tmp_path, checkpoints
+):
+    source = tmp_path / "source"
+    torch_model("qwen3").to(torch.float16).save_pretrained(source)
+    chosen = {"dtype": "float16"} if through == "dtype" else {"source": source}
+    # 65,519 still rounds to float16's largest number, 65,504; 65,520 rounds to infinity.
+    export_hf(with_scale(load_hf(checkpoints["qwen3"]), 65519.0), tmp_path / "fits", **chosen)
+    for value in (65520.0, -1e5):
+        model = with_scale(load_hf(checkpoints["qwen3"]), value)
+        with pytest.raises(
+            UserError, match=rf"model.norm.weight holds {abs(value):g}, more than float16 can"
+        ) as e:
+            export_hf(model, tmp_path / "out", **chosen)
+        assert "layers" not in str(e.value) and "\n" not in str(e.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "fits"}
+    model = load_hf(checkpoints["qwen3"])
+    kernel = model.layers.mlp.down.kernel
+    kernel.set_value(kernel.get_value().at[1, 5, 6].set(7e4))
+    with pytest.raises(UserError, match=r"model.layers.1.mlp.down_proj.weight holds 70000"):
+        export_hf(model, tmp_path / "out", **chosen)
+    export_hf(model, tmp_path / "bf16", dtype="bfloat16")
+
+
+@pytest.mark.parametrize("mesh", [None, "8"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_not_exported(bad, mesh, tmp_path, checkpoints):
+    model = load_decoder(checkpoints["qwen3"], mesh=mesh and make_mesh(mesh))
+    kernel = model.layers.mlp.up.kernel
+    kernel.set_value(kernel.get_value().at[2, 3, 4].set(bad))
+    with pytest.raises(UserError, match=r"NaN or infinite values in model.layers.2.mlp.up_proj.weight$"):
+        export_hf(model, tmp_path / "out", source=checkpoints["qwen3"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensors_leave_a_mesh_layer_by_layer_and_no_device_gets_a_gathered_parameter():
+    config = model_config_from_hf(torch_model("qwen3", vocab_size=128).config.to_dict())
+    alone = new_decoder(config)
+    model = nnx.merge(
+        nnx.split(alone)[0],
+        jax.device_put(nnx.split(alone)[1], shardings(config, make_mesh("data=2,fsdp=4"))),
+    )
+    kernel = model.layers.mlp.up.kernel.get_value()
+    part = kernel.addressable_shards[0].data.nbytes
+    assert 4 * part == kernel.nbytes
+    gc.collect()
+    before = {id(array) for array in jax.live_arrays()}
+    expected = dict(hf_tensors(alone, dtype="float32"))
+    for name, tensor in hf_tensors(model):
+        np.testing.assert_array_equal(tensor, expected[name])
+        assert tensor.flags.c_contiguous
+        made = [a for a in jax.live_arrays() if id(a) not in before]
+        on_device = [shard.data.nbytes for array in made for shard in array.addressable_shards]
+        assert max(on_device, default=0) <= part, name  # a device's own part, at most
+
+
+def test_the_check_before_an_export_gathers_no_parameter():
+    config = model_config_from_hf(torch_model("qwen3_bias", vocab_size=128).config.to_dict())
+    model = new_decoder(config, mesh=make_mesh("data=2,fsdp=2,tensor=2"))
+    for value in parameter_values(model).values():
+        assert "all-gather" not in magnitude._largest.lower(value).compile().as_text()
+    alone = largest_magnitudes(new_decoder(config))
+    assert largest_magnitudes(model) == alone
+    assert alone == {name: float(np.abs(x).max()) for name, x in hf_tensors(model)}
+
+
+@pytest.fixture
+def float32_run(tmp_path, checkpoints):
+    """A run folder with one float32 checkpoint of a model's weights, saved on one device."""
+    model, run = load_hf(checkpoints["qwen3_bias"]), tmp_path / "run"
+    with closing(Checkpoints(run)) as saved:
+        saved.save(7, {"params": nnx.split(model)[1]}, {})
+    record = RunRecord("sft", str(checkpoints["qwen3_bias"]))
+    (run / "run.json").write_text(json.dumps(dataclasses.asdict(record)))
+    return run, model
+
+
+@pytest.mark.parametrize("mesh", [None, "4"])
+def test_a_checkpoint_is_read_onto_a_mesh_in_the_dtype_asked_for(mesh, float32_run):
+    run, model = float32_run
+    read, _ = load_policy(run, mesh=mesh and make_mesh(mesh), dtype="bfloat16")
+    kernel = read.layers.mlp.up.kernel.get_value()
+    assert len(kernel.sharding.device_set) == (4 if mesh else 1) and read.compute.dtype == jnp.bfloat16
+    assert kernel.addressable_shards[0].data.nbytes * (4 if mesh else 1) == kernel.size * 2
+    for ours, whole in zip(jax.tree.leaves(nnx.state(read)), jax.tree.leaves(nnx.state(model)), strict=True):
+        np.testing.assert_array_equal(ours, np.asarray(whole).astype(jnp.bfloat16))
+    assert {x.dtype for x in jax.tree.leaves(nnx.state(load_policy(run)[0]))} == {jnp.dtype("float32")}
+
+
+def test_a_checkpoint_beyond_float16_is_refused_in_it(float32_run):
+    run, model = float32_run
+    load_policy(run, dtype="float16")
+    with closing(Checkpoints(run)) as saved:
+        saved.save(8, {"params": nnx.split(with_scale(model, 1e5))[1]}, {})
+    with pytest.raises(UserError, match=r"in float16, whose largest .* in model.norm.weight$"):
+        load_policy(run, dtype="float16")
+    with pytest.raises(UserError, match=r"model.norm.weight holds 100000, more than float16 can"):
+        export.run(["--run", str(run), "--output", str(run / "hf"), "--dtype", "float16"])
+    assert not (run / "hf").exists()
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_the_export_command_reads_onto_a_mesh(dtype, float32_run, monkeypatch):
+    run, model = float32_run
+    monkeypatch.setattr(export, "prepare_devices", lambda mesh: None)  # the devices are there
+    options = ["--run", str(run), "--output", str(run / "hf"), "--mesh", "fsdp=2,tensor=1"]
+    export.run([*options, *(["--dtype", dtype] if dtype else [])])
+    for name, tensor in dict(hf_tensors(model, dtype=dtype and jnp.bfloat16)).items():
+        np.testing.assert_array_equal(all_tensors(run / "hf")[name], tensor)

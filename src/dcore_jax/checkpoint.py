@@ -6,6 +6,7 @@ It is written in the background and appears under its step's number only when it
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ from dcore_jax.errors import UserError, first_line
 _JSON = "data"
 _SIZES = "sizes.json"  # in a checkpoint: the bytes of each file of its trees
 _PARTIAL = ".partial"  # in the name of a folder that is being written or deleted
+_LEAST_READ = 2**26  # bytes in flight of a small model: 64 MiB
 _WRITE_ERRORS = (OSError, ValueError, jax.errors.JaxRuntimeError)  # TensorStore's are ValueErrors
 
 _orbax_log = logging.getLogger("absl")
@@ -86,8 +88,8 @@ class Checkpoints:
     def restore(self, step: int, trees: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The named parts of a checkpoint and its JSON object.
 
-        `trees` holds abstract trees: `jax.ShapeDtypeStruct` leaves with the sharding to restore to, which need not be the one
-        that was saved.
+        `trees` holds abstract trees: `jax.ShapeDtypeStruct` leaves with the sharding and the dtype to restore to, which need not
+        be those that were saved. Arrays are read a few at a time, each device's shard of it cast as it is read.
 
         Raises:
           UserError: a checkpoint that is damaged, or of other shapes.
@@ -95,7 +97,7 @@ class Checkpoints:
         path = self._folder / str(step)
         parts = {_JSON: None, **trees}
         try:
-            with self._context:
+            with _context(read_bytes=_read_bytes(trees)):
                 # Orbax reads the arrays of a part all at once and prints what fails after the first: look before.
                 _check_sizes(path)
                 _check_shapes(path, trees)
@@ -149,7 +151,13 @@ def abstract(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
 
-def _context() -> ocp.Context:
+def _read_bytes(trees: Any) -> int:
+    """The most bytes to read at once: an array's worth, which may lie in the checkpoint in one piece, and not a whole model's."""
+    largest = max((4 * math.prod(x.shape) for x in jax.tree.leaves(trees)), default=0)
+    return max(largest + 1, _LEAST_READ)
+
+
+def _context(*, read_bytes: int | None = None) -> ocp.Context:
     """Options under which a failed write is one error, and which need no second copy of the arrays in host memory.
 
     The arrays of a tree are then written in one transaction, and nothing beside it; with many writes Orbax closes its event
@@ -161,6 +169,7 @@ def _context() -> ocp.Context:
     context.array.saving.enable_write_sharding_file = False  # `restore` is told the shardings
     context.array.saving.array_metadata_store = None
     context.asynchronous.create_directories_asynchronously = False  # writers would wait for one that fails
+    context.memory_options.read_concurrent_bytes = read_bytes
     registry = ocp.handlers.local_registry()
     registry.add(ocp.handlers.JsonHandler, checkpointable_name=_JSON)
     context.checkpointables.registry = registry

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from dcore_jax.cli.options import parse_options
 from dcore_jax.dtypes import DTypeName
 from dcore_jax.errors import UserError
+from dcore_jax.mesh import make_mesh, prepare_devices
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,10 @@ class ExportConfig:
     """Folder to write; refused if it exists and is not empty."""
     step: int | None = None
     """Step of the checkpoint; None: the latest."""
+    mesh: str | None = None
+    """Devices that the weights are read onto: `8` (fsdp), or `data=2,fsdp=4`; None: all devices, one of a CPU."""
     dtype: DTypeName | None = None
-    """Type of the tensors; None: each tensor's own in the source model."""
+    """Type in which the weights are read and written; None: read in the run's, written in each tensor's of the source model."""
     ema: bool = False
     """Export the moving average instead of the last parameters."""
 
@@ -35,9 +38,14 @@ def run(arguments: Sequence[str]) -> None:
     )
     if not config.run or not config.output:
         raise UserError("give --run <folder of an SFT or RL run> and --output <folder to write>")
+    prepare_devices(config.mesh)
     from dcore_jax.training import load_policy
     from dcore_jax.weights import export_decoder
 
-    decoder, source = load_policy(config.run, config.step, ema=config.ema)
+    # float16 cannot hold what a checkpoint may: the export compares its range with the weights as they are.
+    dtype = None if config.dtype == "float16" else config.dtype
+    decoder, source = load_policy(
+        config.run, config.step, mesh=make_mesh(config.mesh), dtype=dtype, ema=config.ema
+    )
     out = export_decoder(decoder, config.output, source=source, dtype=config.dtype, progress=True)
     print(f"wrote {decoder.config.num_parameters:,} parameters to {out}")

@@ -1,5 +1,10 @@
-"""The architecture of a decoder, read entirely from a Hugging Face `config.json`."""
+"""The architecture of a decoder, read entirely from a Hugging Face `config.json`.
 
+A field that transformers' class of the architecture does not define changes nothing there: it is said once and ignored. A defined
+field is read, or has no effect on what the network computes, or is refused by name unless it holds the one value supported.
+"""
+
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dcore_jax.errors import UserError
+from dcore_jax.progress import log
 
 
 @dataclass(frozen=True)
@@ -68,159 +74,284 @@ class ModelConfig:
         return 0 if self.tie_word_embeddings else self.vocab_size * self.hidden_size
 
 
-# What is fixed by the architecture, not by fields of config.json. head_dim: the default of a missing field, else hidden / heads.
-_ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "qwen3": {"class": "Qwen3ForCausalLM", "qk_norm": True, "head_dim": 128},
-    "qwen2": {"class": "Qwen2ForCausalLM", "qk_norm": False},
-    "llama": {"class": "LlamaForCausalLM", "qk_norm": False},
-}
-# Fields that change the result, with the one value that this decoder supports.
-_ONLY_SUPPORTED_VALUE: dict[str, Any] = {
-    "hidden_act": "silu",
-    "use_sliding_window": False,
-    "attention_dropout": 0.0,
-    "partial_rotary_factor": 1.0,
-    "pretraining_tp": 1,
-    "quantization_config": None,
-    "is_encoder_decoder": False,
-    "is_decoder": False,
-    "add_cross_attention": False,
-}
-_READ = {
-    "architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-    "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta", "rope_scaling",
-    "rope_parameters", "tie_word_embeddings", "attention_bias", "max_position_embeddings",
-    "initializer_range", "layer_types",
+@dataclass(frozen=True)
+class _Architecture:
+    """What is fixed by an architecture rather than by fields of config.json."""
+
+    class_name: str
+    qk_norm: bool
+    head_dim: int | None  # of a config without the field; None: hidden_size / num_attention_heads
+    key_value_heads: int | None  # the same; None: num_attention_heads
+    positions: int  # the same, of max_position_embeddings
+    defined: frozenset[str]  # fields of transformers' class beside _DEFINED_BY_ALL
+
+
+_QWEN = {"layer_types", "max_window_layers", "sliding_window", "use_sliding_window"}
+_ARCHITECTURES = {
+    "qwen3": _Architecture(
+        "Qwen3ForCausalLM", True, 128, 32, 32768, frozenset(_QWEN | {"attention_bias", "head_dim"})
+    ),
+    "qwen2": _Architecture("Qwen2ForCausalLM", False, None, 32, 32768, frozenset(_QWEN)),
+    "llama": _Architecture(
+        "LlamaForCausalLM", False, None, None, 2048,
+        frozenset({"attention_bias", "head_dim", "mlp_bias", "pretraining_tp"}),
+    ),
 }  # fmt: skip
-# Fields about storage, generation or loading, which do not change what the network computes.
+# Fields about storage, generation, classification or logging: no value of theirs changes what the network computes.
+# sliding_window and max_window_layers act only where use_sliding_window is true, which is refused.
 _NO_EFFECT = {
-    "_name_or_path", "name_or_path", "auto_map", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id",
-    "decoder_start_token_id", "dtype", "torch_dtype", "transformers_version", "use_cache", "max_window_layers",
-    "sliding_window", "return_dict", "output_attentions", "output_hidden_states", "torchscript", "use_bfloat16",
-    "chunk_size_feed_forward", "id2label", "label2id", "problem_type", "num_labels", "finetuning_task", "task_specific_params",
-    "tokenizer_class", "prefix", "pruned_heads", "tf_legacy_loss", "tie_encoder_decoder", "bad_words_ids",
-    "cross_attention_hidden_size", "unsloth_fixed", "unsloth_version", "model_name", "embedding_size", "rope_interleaved",
+    "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label", "label2id", "max_window_layers",
+    "output_hidden_states", "pad_token_id", "problem_type", "return_dict", "sliding_window", "transformers_version", "use_cache",
 }  # fmt: skip
+# Every field that all three classes of transformers define.
+_DEFINED_BY_ALL = (_NO_EFFECT - _QWEN) | {
+    "architectures", "attention_dropout", "hidden_act", "hidden_size", "initializer_range", "intermediate_size",
+    "is_encoder_decoder", "max_position_embeddings", "num_attention_heads", "num_hidden_layers", "num_key_value_heads",
+    "rms_norm_eps", "rope_parameters", "tie_word_embeddings", "vocab_size",
+}  # fmt: skip
+DEFINED_FIELDS = {name: _DEFINED_BY_ALL | kind.defined for name, kind in _ARCHITECTURES.items()}
+# Fields that transformers reads although no class defines them: older spellings, and what changes a model from outside.
+_READ_TOO = {
+    "model_type", "rope_theta", "rope_scaling", "partial_rotary_factor", "quantization_config", "per_layer_config",
+    "original_max_position_embeddings", "head_dim",
+}  # fmt: skip
+# What transformers itself writes beside them; not worth a line.
+_BOOKKEEPING = {"_name_or_path", "name_or_path", "torch_dtype", "num_labels", "output_attentions"}
+# Fields that change the result, with the values that leave it as this decoder computes it.
+_ONLY_SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "use_sliding_window": (False,),
+    "attention_dropout": (0.0, 0, None),
+    "partial_rotary_factor": (1.0, 1, None),
+    "pretraining_tp": (1, None),
+    "is_encoder_decoder": (False,),
+    "quantization_config": (None,),
+    "per_layer_config": (None,),
+}
+_MOST = 2**31 - 1  # of a size; arrays are indexed by 32 bits
+_LARGEST = 1e38  # of a number; the network computes in float32
 
 
 def read_model_config(source: str | Path) -> ModelConfig:
     """Reads `config.json` of a Hugging Face folder, in the spelling of transformers 4 or 5.
 
     Raises:
-      UserError: the file is missing or no JSON, the architecture is unknown, or a field would change the result in a
-        way this decoder does not support; the message names the field.
+      UserError: the file is missing or no JSON object, the architecture is unknown, a number is missing or none, or a field
+        would change the result in a way this decoder does not support; the message names the field.
     """
     path = Path(source) / "config.json"
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: not found; --model wants a Hugging Face folder or hub id") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: holds {_shown(fields)}, not a JSON object of fields")
     try:
-        return model_config_from_hf(fields)
+        config = model_config_from_hf(fields)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    if ignored := ignored_fields(fields):
+        _say_ignored(str(path), config.model_type, tuple(ignored))
+    return config
+
+
+def ignored_fields(fields: Mapping[str, Any]) -> list[str]:
+    """The fields of a supported `config.json` that its architecture does not define, sorted."""
+    known = DEFINED_FIELDS[fields["model_type"]] | _READ_TOO | _BOOKKEEPING
+    return sorted(set(fields) - known)
+
+
+@functools.cache  # once a process, however often the file is read
+def _say_ignored(path: str, model_type: str, names: tuple[str, ...]) -> None:
+    log(f"{path}: ignored, since transformers' {model_type} does not define them: {', '.join(names)}")
 
 
 def model_config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
     """The ModelConfig of a `config.json`'s fields; raises UserError as `read_model_config` does."""
     model_type = fields.get("model_type")
-    if model_type not in _ARCHITECTURES:
-        raise UserError(f"model_type {model_type!r} is not supported; supported: {', '.join(_ARCHITECTURES)}")
+    if not isinstance(model_type, str) or model_type not in _ARCHITECTURES:
+        raise UserError(
+            f"model_type {_shown(model_type)} is not supported; supported: {', '.join(_ARCHITECTURES)}"
+        )
     kind = _ARCHITECTURES[model_type]
-    for name in fields.get("architectures") or [kind["class"]]:
-        if name != kind["class"]:
-            raise UserError(
-                f"architectures {name!r} is not supported for {model_type}; supported: {kind['class']}"
-            )
-    _refuse_unsupported(fields, _READ | {"mlp_bias"} if model_type == "llama" else _READ)
-
-    def read(name: str, default: Any = None) -> Any:
-        value = fields.get(name)
-        if value is None:
-            value = default
-        if value is None:
-            raise UserError(f"field {name!r} is missing")
-        return value
-
-    heads, hidden = read("num_attention_heads"), read("hidden_size")
-    bias = bool(fields.get("attention_bias", False))
+    _check_supported(fields, model_type, kind)
+    heads, hidden = _size(fields, "num_attention_heads"), _size(fields, "hidden_size")
     theta, scaling = _read_rope(fields)
+    head_dim, key_value_heads = fields.get("head_dim"), fields.get("num_key_value_heads")
+    if "head_dim" not in fields or (head_dim is None and model_type == "llama"):
+        head_dim = kind.head_dim or hidden // heads
+    if "num_key_value_heads" not in fields:
+        key_value_heads = kind.key_value_heads
+    biased = _flag(fields, "attention_bias") if model_type != "qwen2" else False
     config = ModelConfig(
         model_type=model_type,
-        vocab_size=read("vocab_size"),
+        vocab_size=_size(fields, "vocab_size"),
         hidden_size=hidden,
-        intermediate_size=read("intermediate_size"),
-        num_layers=read("num_hidden_layers"),
+        intermediate_size=_size(fields, "intermediate_size"),
+        num_layers=_size(fields, "num_hidden_layers"),
         num_heads=heads,
-        num_kv_heads=read("num_key_value_heads", heads),
-        head_dim=read("head_dim", kind.get("head_dim", hidden // heads)),
-        rms_norm_eps=read("rms_norm_eps", 1e-6),
+        num_kv_heads=heads if key_value_heads is None else _whole("num_key_value_heads", key_value_heads),
+        head_dim=_whole("head_dim", head_dim),
+        rms_norm_eps=_real(fields, "rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
-        tie_word_embeddings=bool(fields.get("tie_word_embeddings", False)),
-        qk_norm=kind["qk_norm"],
+        tie_word_embeddings=_flag(fields, "tie_word_embeddings"),
+        qk_norm=kind.qk_norm,
         # Qwen2 always has biases on q, k and v and never on o; the others have all four or none.
-        qkv_bias=True if model_type == "qwen2" else bias,
-        output_bias=False if model_type == "qwen2" else bias,
-        mlp_bias=bool(fields.get("mlp_bias", False)),
-        max_position_embeddings=read("max_position_embeddings", 32768),
-        initializer_range=read("initializer_range", 0.02),
+        qkv_bias=model_type == "qwen2" or biased,
+        output_bias=biased,
+        mlp_bias=_flag(fields, "mlp_bias") if model_type == "llama" else False,
+        max_position_embeddings=_whole(
+            "max_position_embeddings", fields.get("max_position_embeddings", kind.positions)
+        ),
+        initializer_range=_real(fields, "initializer_range", 0.02, zero=True),
     )
-    if config.num_heads % config.num_kv_heads:
-        raise UserError(
-            f"num_attention_heads {heads} is not a multiple of num_key_value_heads {config.num_kv_heads}"
-        )
+    _check_sizes(config, fields)
     return config
 
 
-def _refuse_unsupported(fields: Mapping[str, Any], known: set[str]) -> None:
-    for name, value in fields.items():
-        if name in _ONLY_SUPPORTED_VALUE:
-            supported = _ONLY_SUPPORTED_VALUE[name]
-            if value is not None and value != supported:
+def _check_supported(fields: Mapping[str, Any], model_type: str, kind: _Architecture) -> None:
+    """Raises UserError for a field that would change the result, whatever its type."""
+    classes = fields.get("architectures")
+    if classes is not None and not isinstance(classes, list):
+        raise UserError(f"field architectures={_shown(classes)} is not a list of class names")
+    for name in classes or ():
+        if name != kind.class_name:
+            raise UserError(
+                f"architectures {_shown(name)} is not supported for {model_type}; supported: {kind.class_name}"
+            )
+    for name, supported in _ONLY_SUPPORTED.items():
+        if name not in fields or name not in DEFINED_FIELDS[model_type] | _READ_TOO:
+            continue
+        value = fields[name]
+        if not any(type(value) is type(x) and value == x for x in supported):
+            raise UserError(
+                f"field {name}={_shown(value)} changes the result and is not supported (only {supported[0]!r})"
+            )
+    layers = fields.get("layer_types")
+    if layers is not None and "layer_types" in kind.defined:
+        if not isinstance(layers, list):
+            raise UserError(f"field layer_types={_shown(layers)} is not a list of layer types")
+        for layer in layers:
+            if layer != "full_attention":
                 raise UserError(
-                    f"field {name}={value!r} changes the result and is not supported (only {supported!r})"
+                    f"field layer_types holds {_shown(layer)}, which is not supported (only 'full_attention')"
                 )
-        elif name not in known and name not in _NO_EFFECT and value not in (None, False, [], {}):
-            raise UserError(
-                f"field {name}={value!r} is unknown and might change the result; remove it if it does not"
-            )
-    for kind in fields.get("layer_types") or ():
-        if kind != "full_attention":
-            raise UserError(
-                f"field layer_types holds {kind!r}, which is not supported (only 'full_attention')"
-            )
+
+
+def _check_sizes(config: ModelConfig, fields: Mapping[str, Any]) -> None:
+    """Raises UserError where numbers that are right alone do not fit together."""
+    heads, groups, layers = config.num_heads, config.num_kv_heads, fields.get("layer_types")
+    if heads % groups:
+        raise UserError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}")
+    if config.model_type == "llama" and config.hidden_size % heads:
+        raise UserError(f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}")
+    if config.head_dim % 2:
+        raise UserError(f"head_dim {config.head_dim} is odd; rotary positions turn channels in pairs")
+    if layers is not None and config.model_type != "llama" and len(layers) != config.num_layers:
+        raise UserError(
+            f"field layer_types has {len(layers)} entries, num_hidden_layers is {config.num_layers}"
+        )
 
 
 def _read_rope(fields: Mapping[str, Any]) -> tuple[float, Llama3Scaling | None]:
-    # transformers 5 writes rope_parameters; released checkpoints have rope_theta and rope_scaling side by side.
-    rope = {**(fields.get("rope_scaling") or {}), **(fields.get("rope_parameters") or {})}
-    theta = rope.pop("rope_theta", None) or fields.get("rope_theta")
-    if theta is None:
-        raise UserError("field rope_theta is missing (neither rope_theta nor rope_parameters.rope_theta)")
-    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
-    rope.pop("type", None)
-    if rope.pop("partial_rotary_factor", 1.0) != 1.0:
+    """Base and scaling of the rotary frequencies: transformers 5 writes rope_parameters, 4 rope_theta and rope_scaling."""
+    given = {name: fields.get(name) for name in ("rope_scaling", "rope_parameters")}
+    for name, value in given.items():
+        if value is not None and not isinstance(value, Mapping):
+            raise UserError(f"field {name}={_shown(value)} is not an object of rope fields")
+    old, new = given["rope_scaling"], given["rope_parameters"]
+    if old and new and old != new:
         raise UserError(
-            "field rope_parameters.partial_rotary_factor changes the result and is not supported (only 1.0)"
+            "fields rope_scaling and rope_parameters differ; keep the one that the model was trained with"
         )
-    if kind == "default":
-        return float(theta), None
-    if kind != "llama3":
+    rope = {**(old or new or {})}
+    theta = _positive("rope_theta", rope.pop("rope_theta", fields.get("rope_theta", 10_000.0)))
+    kind = rope.pop("rope_type", rope.get("type", "default"))
+    if (alias := rope.pop("type", kind)) != kind:
+        raise UserError(f"rope_type {_shown(kind)} and type {_shown(alias)} of the rope fields differ")
+    partial = rope.pop("partial_rotary_factor", 1.0)
+    if isinstance(partial, bool) or partial != 1.0:
         raise UserError(
-            f"rope type {kind!r} changes the result and is not supported (only 'default' and 'llama3')"
+            f"field rope_parameters.partial_rotary_factor={_shown(partial)} changes the result and is not supported (only 1.0)"
         )
+    if kind not in ("default", "llama3"):
+        raise UserError(
+            f"rope type {_shown(kind)} changes the result and is not supported (only 'default' and 'llama3')"
+        )
+    scaling = _read_llama3(rope, fields) if kind == "llama3" else None
+    if rope:
+        name, value = next(iter(rope.items()))
+        raise UserError(f"rope field {name}={_shown(value)} is not one of rope type {kind!r}; remove it")
+    return theta, scaling
+
+
+def _read_llama3(rope: dict[str, Any], fields: Mapping[str, Any]) -> Llama3Scaling:
+    """Takes llama3's own fields out of `rope`."""
     try:
         scaling = Llama3Scaling(
-            factor=float(rope.pop("factor")),
-            low_freq_factor=float(rope.pop("low_freq_factor")),
-            high_freq_factor=float(rope.pop("high_freq_factor")),
-            original_max_position_embeddings=int(rope.pop("original_max_position_embeddings")),
+            factor=_positive("factor", rope.pop("factor")),
+            low_freq_factor=_positive("low_freq_factor", rope.pop("low_freq_factor")),
+            high_freq_factor=_positive("high_freq_factor", rope.pop("high_freq_factor")),
+            original_max_position_embeddings=_whole(
+                "original_max_position_embeddings", rope.pop("original_max_position_embeddings")
+            ),
         )
     except KeyError as error:
         raise UserError(f"rope type 'llama3' needs the field {error}") from None
-    if rope:
-        raise UserError(f"rope field {next(iter(rope))!r} is unknown and might change the result")
-    return float(theta), scaling
+    if scaling.high_freq_factor <= scaling.low_freq_factor:
+        raise UserError(
+            f"rope field high_freq_factor={scaling.high_freq_factor} must be above low_freq_factor={scaling.low_freq_factor}"
+        )
+    # A value outside the rope fields would win over theirs in transformers.
+    outside = fields.get("original_max_position_embeddings", scaling.original_max_position_embeddings)
+    if outside != scaling.original_max_position_embeddings:
+        raise UserError(
+            f"field original_max_position_embeddings={_shown(outside)} differs from that of the rope fields, "
+            f"{scaling.original_max_position_embeddings}"
+        )
+    return scaling
+
+
+def _size(fields: Mapping[str, Any], name: str) -> int:
+    if name not in fields:
+        raise UserError(f"field {name!r} is missing")
+    return _whole(name, fields[name])
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
+        raise UserError(f"field {name}={_shown(value)} is not a positive whole number")
+    return value
+
+
+def _real(fields: Mapping[str, Any], name: str, default: float, *, zero: bool = False) -> float:
+    """A field that transformers reads as a float, and refuses as a whole number."""
+    value = fields.get(name, default)
+    if not isinstance(value, float):
+        raise UserError(f"field {name}={_shown(value)} is not a decimal number")
+    return _positive(name, value, zero=zero)
+
+
+def _positive(name: str, value: Any, *, zero: bool = False) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= _LARGEST or (value == 0 and not zero):
+        raise UserError(
+            f"field {name}={_shown(value)} is not a number {'of at least' if zero else 'above'} 0"
+        )
+    return float(value)
+
+
+def _flag(fields: Mapping[str, Any], name: str) -> bool:
+    value = fields.get(name, False)
+    if not isinstance(value, bool):
+        raise UserError(f"field {name}={_shown(value)} is neither true nor false")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: in one line, and not all of a long one."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

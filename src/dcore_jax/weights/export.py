@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import Shaped
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -20,6 +21,7 @@ from dcore_jax.errors import UserError
 from dcore_jax.models import Decoder, ModelConfig
 from dcore_jax.progress import progress_bar
 from dcore_jax.weights.load import SAFETENSORS_DTYPES, Tensors, local_folder
+from dcore_jax.weights.magnitude import check_representable
 from dcore_jax.weights.names import EMBEDDING, LM_HEAD, Parameter, parameter_values, parameters
 from dcore_jax.weights.stop_tokens import write_stop_tokens
 
@@ -30,13 +32,14 @@ _COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*"
 def hf_tensors(decoder: Decoder, *, dtype: Any = None) -> Iterator[tuple[str, np.ndarray]]:
     """Every Hugging Face tensor of the decoder with its name, layer by layer in the order of transformers.
 
-    One tensor is on the host at a time. With several processes every process must iterate: each tensor is gathered from all of
-    them.
+    One tensor is on the host at a time, put together from the devices' shards of that layer. With several processes every process
+    must iterate: each tensor is gathered from all of them.
 
     Args:
       dtype: of all tensors; by default each one's own.
     """
     values, config = parameter_values(decoder), decoder.config
+    target = None if dtype is None else np.dtype(dtype)
     rows = parameters(config)
     order: list[tuple[Parameter, int | None]] = [
         (row, None) for row in rows if not row.stacked and row.path == ("embedding",)
@@ -44,17 +47,30 @@ def hf_tensors(decoder: Decoder, *, dtype: Any = None) -> Iterator[tuple[str, np
     order += [(row, layer) for layer in range(config.num_layers) for row in rows if row.stacked]
     order += [(row, None) for row in rows if not row.stacked and row.path != ("embedding",)]
     for row, layer in order:
-        value = values[row.path] if layer is None else values[row.path][layer]
-        if not value.is_fully_addressable:
-            value = multihost_utils.process_allgather(value, tiled=True)
-        array = np.asarray(value)
         name = row.tensor if layer is None else row.tensor.format(layer=layer)
-        yield (
-            name,
-            np.ascontiguousarray(array.T if row.transposed else array).astype(
-                dtype or array.dtype, copy=False
-            ),
-        )
+        yield name, _host_tensor(values[row.path], layer, row.transposed, target)
+
+
+def _host_tensor(
+    value: jax.Array, layer: int | None, transposed: bool, dtype: np.dtype | None
+) -> Shaped[np.ndarray, "..."]:
+    """One layer of a parameter (all of one that is not stacked) on the host, gathered shard by shard.
+
+    Each device gives its own part of the layer; no device ever holds more than it did, and none the stacked parameter.
+    """
+    if not value.is_fully_addressable:
+        one = value if layer is None else value[layer]  # split over the devices as before
+        gathered = multihost_utils.process_allgather(one, tiled=True)
+        array = np.asarray(gathered.T if transposed else gathered)
+        return np.ascontiguousarray(array.astype(dtype or array.dtype, copy=False))
+    shape = value.shape if layer is None else value.shape[1:]
+    tensor = np.empty(shape[::-1] if transposed else shape, dtype or value.dtype)
+    oriented = tensor.T if transposed else tensor
+    for shard in value.addressable_shards:
+        if shard.replica_id == 0:
+            index = shard.index if layer is None else shard.index[1:]
+            oriented[index] = np.asarray(shard.data if layer is None else shard.data[layer])
+    return tensor
 
 
 def export_decoder(
@@ -81,13 +97,15 @@ def export_decoder(
       The folder.
 
     Raises:
-      UserError: `out` exists and is not empty, the dtype is unknown, or a file cannot be written.
+      UserError: `out` exists and is not empty, the dtype is unknown, a weight is not finite or would not be in its tensor's
+        dtype (nothing is written then), or a file cannot be written.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not empty; choose another --output or remove it yourself")
     one_dtype = None if dtype is None else np.dtype(dtype_of(dtype))
-    dtypes, extra = {}, []
+    dtypes: dict[str, np.dtype] = {}
+    extra: list[str] = []
     if source is not None:
         source = local_folder(source)
         with ExitStack() as files:
@@ -99,11 +117,11 @@ def export_decoder(
             }
         # Some tied checkpoints store the head too; then the export stores it as well, so that both hold the same tensors.
         extra = [LM_HEAD] if decoder.config.tie_word_embeddings and LM_HEAD in dtypes else []
-    if one_dtype is not None:
-        dtypes = dict.fromkeys(dtypes, one_dtype)
+    dtypes = {name: one_dtype or dtypes.get(name, own) for name, own in _own_dtypes(decoder).items()}
+    check_representable(decoder, dtypes, where=f"{out}: not written")
     # One process writes; the others iterate over the tensors with it, see hf_tensors.
     writes = jax.process_index() == 0
-    tensors = _with_dtypes(decoder, dtypes, one_dtype, extra)
+    tensors = _with_dtypes(decoder, dtypes, extra)
     try:
         with atomic_folder(out) if writes else nullcontext(out) as folder:
             most = _write_shards(decoder, tensors, folder, extra, max_shard_bytes, writes, progress)
@@ -116,13 +134,23 @@ def export_decoder(
     return out
 
 
+def _own_dtypes(decoder: Decoder) -> dict[str, np.dtype]:
+    """The dtype of every tensor in memory, by its Hugging Face name."""
+    values, config = parameter_values(decoder), decoder.config
+    return {
+        name: np.dtype(values[row.path].dtype)
+        for row in parameters(config)
+        for name in row.tensor_names(config.num_layers)
+    }
+
+
 def _with_dtypes(
-    decoder: Decoder, dtypes: dict, fallback: Any, extra: list[str]
+    decoder: Decoder, dtypes: dict[str, np.dtype], extra: list[str]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Tensors by name in the dtypes of `dtypes`, else in `fallback`, else in their own; with `extra` the tied head at the end."""
+    """Tensors by name in the dtypes of `dtypes`; with `extra` the tied head at the end."""
     embedding = None
     for name, array in hf_tensors(decoder):
-        array = array.astype(dtypes.get(name, fallback or array.dtype), copy=False)
+        array = array.astype(dtypes[name], copy=False)
         if name == EMBEDDING and extra:
             embedding = array
         yield name, array

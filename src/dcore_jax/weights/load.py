@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from dcore_jax.errors import UserError, first_line
 from dcore_jax.models import Compute, Decoder, ModelConfig, abstract_decoder, read_model_config
 from dcore_jax.progress import progress_bar
+from dcore_jax.weights.magnitude import shorten
 from dcore_jax.weights.names import (
     EMBEDDING,
     LM_HEAD,
@@ -162,7 +163,7 @@ def load_decoder(
             bar.update()
         bar.close()
         if broken:
-            raise UserError(f"{folder}: NaN or infinite values in {_shorten(broken)}")
+            raise UserError(f"{folder}: NaN or infinite values in {shorten(broken)}")
     return nnx.merge(graph, state_from_rows(values))
 
 
@@ -203,7 +204,7 @@ def _check(config: ModelConfig, tensors: Tensors, shapes: dict, folder: Path) ->
                 f"{name} has dtype {tensors.dtype(name)}, not one of {', '.join(SAFETENSORS_DTYPES)}"
             )
     if problems:
-        raise UserError(f"{folder}: {len(problems)} problems: {_shorten(problems)}")
+        raise UserError(f"{folder}: {len(problems)} problems: {shorten(problems)}")
 
 
 def _same_tensor(tensors: Tensors, a: str, b: str) -> bool:
@@ -213,11 +214,6 @@ def _same_tensor(tensors: Tensors, a: str, b: str) -> bool:
     length = tensors.shape(a)[0]
     parts = (slice(i, min(i + rows, length)) for i in range(0, length, rows))
     return all(np.array_equal(tensors.read(a, (part,)), tensors.read(b, (part,))) for part in parts)
-
-
-def _shorten(problems: list[str], most: int = 8) -> str:
-    shown = "; ".join(problems[:most])
-    return shown if len(problems) <= most else f"{shown}; and {len(problems) - most} more"
 
 
 def _read_parameter(
@@ -264,7 +260,7 @@ def _oriented(row: Parameter, x: np.ndarray) -> np.ndarray:
 @jax.jit
 def _finite(x: jax.Array) -> jax.Array:
     """Whether each entry along the first axis (a layer, for stacked parameters) is finite."""
-    return jnp.isfinite(x.reshape(x.shape[0], -1)).all(axis=1)
+    return jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
 
 
 def _non_finite(row: Parameter, value: jax.Array, num_layers: int) -> Iterator[str]:
