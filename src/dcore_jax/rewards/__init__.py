@@ -2,7 +2,7 @@
 
 from dcore_jax.rewards.reflection import REFLECTION_WORDS, RELEASE_REWARD_WORDS, count_reflections, is_lazy
 from dcore_jax.rewards.reward import Reward
-from dcore_jax.rewards.tool_reward import PRESETS, reward_range, tool_reward
+from dcore_jax.rewards.tool_reward import PRESETS, format_rule, reward_range, tool_reward
 
 __all__ = [
     "PRESETS",
@@ -10,6 +10,7 @@ __all__ = [
     "RELEASE_REWARD_WORDS",
     "Reward",
     "count_reflections",
+    "format_rule",
     "is_lazy",
     "reward_range",
     "tool_reward",
