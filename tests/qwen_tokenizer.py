@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 CACHE = Path(__file__).parents[1] / ".cache" / "qwen"
@@ -30,7 +30,11 @@ SPECIALS = [
 ]
 # Known words of the format, not control tokens: they stay in decoded text.
 WORDS = ["<tool_call>", "</tool_call>"]
+CODE_WORDS = [
+    *("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"),
+]
 LATER_WORDS = ["<tool_response>", "</tool_response>", "<think>", "</think>"]
+ALL_WORDS = WORDS + CODE_WORDS + LATER_WORDS
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 # ChatML with the behaviour of Qwen3's template that matters to a loss mask: thinking is dropped from turns before the last
@@ -107,8 +111,8 @@ def _download(folder: Path) -> Path:
 
 @cache
 def qwen_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """The real vocabulary with ChatML specials; eos is `<|im_end|>`, padding `<|endoftext|>`."""
-    file = CACHE / "tokenizer.json"
+    """The released tokenizer, as test_oracles.py shows, with a template of ours; eos `<|im_end|>`, padding `<|endoftext|>`."""
+    file = CACHE / "released.json"
     if not file.exists():
         _write_whole(file, _convert(ranks()).to_str().encode())
     return _wrapped(Tokenizer.from_file(str(file)), template)
@@ -116,10 +120,10 @@ def qwen_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
 
 @cache
 def byte_tokenizer(template: str | None = TEMPLATE, eos: str = "<|im_end|>") -> PreTrainedTokenizerFast:
-    """A tokenizer of 256 bytes and the same specials: no download, and ids a reader can work out by hand."""
+    """A tokenizer of 256 bytes, the same specials and most words: no download, and ids a reader can work out by hand."""
     alphabet = _byte_letters()
     vocabulary = {alphabet[byte]: byte for byte in range(256)}
-    return _wrapped(_byte_level(vocabulary, []), template, eos)
+    return _wrapped(_byte_level(vocabulary, [], WORDS + LATER_WORDS), template, eos)
 
 
 def _wrapped(tokenizer: Tokenizer, template: str | None, eos: str = "<|im_end|>") -> PreTrainedTokenizerFast:
@@ -139,7 +143,9 @@ def _convert(rank_of: dict[bytes, int]) -> Tokenizer:
         for token, rank in sorted(rank_of.items(), key=lambda item: item[1])
         if len(token) > 1
     ]
-    return _byte_level({letters(token): rank for token, rank in rank_of.items()}, merges)
+    tokenizer = _byte_level({letters(token): rank for token, rank in rank_of.items()}, merges, ALL_WORDS)
+    tokenizer.normalizer = normalizers.NFC()
+    return tokenizer
 
 
 def _last_merge(token: bytes, rank: int, rank_of: dict[bytes, int]) -> list[bytes]:
@@ -153,7 +159,7 @@ def _last_merge(token: bytes, rank: int, rank_of: dict[bytes, int]) -> list[byte
     return parts
 
 
-def _byte_level(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
+def _byte_level(vocabulary: dict[str, int], merges: list[tuple[str, str]], words: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, fuse_unk=False, byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -163,9 +169,7 @@ def _byte_level(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> To
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
-    tokenizer.add_tokens(
-        [AddedToken(token, special=False, normalized=False) for token in WORDS + LATER_WORDS]
-    )
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in words])
     return tokenizer
 
 

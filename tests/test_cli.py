@@ -69,6 +69,7 @@ def test_help_shows_few_options_each_with_a_text(command, arguments, most, capsy
         "--algorithm.name",
         "--algorithm.preset",
         "--engine.name",
+        "--reward.name",
     }  # second spellings, on lines of their own
     assert 20 < len(shown) <= most, sorted(shown)
     assert "--config" in shown

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dcore_jax.calls import CALL_FORMATS, Call, render_calls, values_equal
 from dcore_jax.errors import UserError
-from dcore_jax.rewards import PRESETS, matching, reward_range, tool_reward
+from dcore_jax.rewards import PRESETS, format_rule, matching, reward_range, tool_reward
 from dcore_jax.rewards.matching import accuracy, jaccard, match_calls
 
 WEATHER, ALARM = Call("weather", {"city": "Oslo", "days": 3}), Call("alarm", {"time": "07:00"})
@@ -233,6 +233,63 @@ def test_toolrls_and_rests_format_rules_on_tags(expects_calls, expects_reply, te
     assert tool_reward(text, reference, preset="rest_paper", **options).parts["format"] == rest
 
 
+@pytest.mark.parametrize("space", ["", "\n", "\n\n", " \n\t\n"])
+def test_toolrl_any_space_is_toolrl_but_for_the_white_space_after_the_thought(space):
+    for reference, reply, answer in [
+        ([Call("f")], None, CALL), ([], None, REPLY), ([Call("f")], True, f"{CALL}{REPLY}"), ([], False, "")
+    ]:  # fmt: skip
+        text, options = (
+            f"<think>a</think>{space}{answer.lstrip()}",
+            {"call_format": "tags", "expects_reply": reply},
+        )
+        free = tool_reward(text, reference, preset="toolrl_any_space", **options)
+        strict = tool_reward(f"<think>a</think>{answer}", reference, preset="toolrl", **options)
+        assert free == strict and free.parts["format"] == 1.0
+        published = tool_reward(text, reference, preset="toolrl", **options).parts["format"]
+        assert published == (space == "\n" or not answer)
+    broken = f"<think>a</think>{space}{CALL.lstrip()} trailing"
+    assert (
+        tool_reward(broken, [Call("f")], preset="toolrl_any_space", call_format="tags").parts["format"] == 0
+    )
+
+
+# What Qwen3's template makes of a thought and an answer: one line break inside of the tags, a blank line after the thought.
+NATIVE = "<think>\n{}\n</think>\n\n{}"
+
+
+@pytest.mark.parametrize("call_format", CALL_FORMATS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_perfect_answer_in_qwen3s_own_layout_reaches_the_top(preset, call_format):
+    """The one exception: ToolRL's published rule, which only `tags` has, wants a single line break after the thought."""
+    twice = [Call("f", {"a": [1, "</think>"]}), Call("f", {"a": None}), Call("now")]
+    reply = "<response>Hi.</response>" if call_format == "tags" else "Hi."
+    for thought in ("Look it up.", ""):
+        for reference in (REFERENCE, twice, []):
+            text = NATIVE.format(thought, render_calls(reference, call_format) if reference else reply)
+            for progress in (0.0, 0.5):
+                options = {"preset": preset, "progress": progress}
+                reward = tool_reward(text, reference, call_format=call_format, **options)
+                top = reward_range(expects_calls=bool(reference), **options)[1]
+                missing = 1.0 if (preset, call_format) == ("toolrl", "tags") else 0.0
+                assert reward.total == pytest.approx(top - missing)
+                assert (reward.parts["format"] == 0.0) == bool(missing)
+
+
+def test_a_perfect_native_qwen3_call_earns_four_of_four():
+    text = '<think>\nRain?\n</think>\n\n<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    reference = [Call("weather", {"city": "Oslo"})]
+    for preset in ("dcore_paper", "dcore_release", "toolrl", "toolrl_any_space"):
+        assert tool_reward(text, reference, preset=preset, call_format="qwen").total == 4.0
+
+
+@pytest.mark.parametrize("call_format", CALL_FORMATS)
+def test_every_presets_format_rule_can_be_named(call_format):
+    rules = {preset: format_rule(preset, call_format) for preset in PRESETS}
+    assert rules["dcore_paper"] == rules["dcore_release"] and "blank line" in rules["dcore_paper"]
+    assert (rules["toolrl"] == rules["toolrl_any_space"]) == (call_format != "tags")
+    assert all(("ours" in rules[name]) == (call_format != "tags") for name in ("toolrl", "rest_paper"))
+
+
 @pytest.mark.parametrize("preset", ["toolrl", "rest_paper"])
 def test_their_format_rules_on_other_formats_ask_for_a_thought_and_what_is_expected(preset):
     call = {"python": "[f()]", "qwen": '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'}
@@ -452,9 +509,12 @@ def test_mistakes_of_the_user_are_named():
         tool_reward("", [{"name": "f", "parameters": {}}])
 
 
-def test_the_examples_of_the_documentation_run():
+def test_the_examples_of_the_documentation_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     page = Path(__file__).parents[1] / "docs" / "rewards.md"
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     assert blocks
     for block in blocks:
+        if file := re.match(r"# (\w+\.py)\n", block):
+            Path(file[1]).write_text(block)
         exec(compile(block, str(page), "exec"), {})

@@ -20,8 +20,7 @@ from dcore_jax.data.tokenizer import load_tokenizer
 from dcore_jax.engines import EngineConfig
 from dcore_jax.metrics import read_metrics
 from dcore_jax.nano import NanoConfig, embedded_model
-from dcore_jax.rewards import Reward
-from dcore_jax.rl import EvaluationConfig, RewardConfig, RLConfig, RolloutConfig, rollouts, summary, train
+from dcore_jax.rl import EvaluationConfig, RewardConfig, RLConfig, RolloutConfig, summary, train
 from dcore_jax.rl import run as rl_run
 from dcore_jax.rl.learner import Learner
 from dcore_jax.rl.sources import evaluation_prompts, training_prompts
@@ -74,10 +73,17 @@ def without_clocks(path):
     return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
 
 
-def letters(text, reference, **_):
-    """A reward that a random model can learn: the share of characters that are lower-case letters, times four."""
-    share = 4 * sum("a" <= c <= "z" for c in text) / max(len(text), 1)
-    return Reward(share, {"letters": share})
+# A reward that a random model can learn: the share of characters that are lower-case letters, times four.
+LETTERS = """
+def letters(given):
+    return 4 * sum("a" <= c <= "z" for c in given.response) / max(len(given.response), 1)
+"""
+
+
+@pytest.fixture
+def letters(tmp_path):
+    (tmp_path / "letters.py").write_text(LETTERS)
+    return RewardConfig(name=(f"{tmp_path}/letters.py:letters",))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +128,13 @@ def test_a_run_writes_metrics_rollouts_evaluations_and_pictures(uninterrupted):
     np.testing.assert_allclose(by_step, [row["reward"] for row in rows])
 
     assert [row["step"] for row in read_metrics(result.output / "evaluation.jsonl")] == [0, 2, 4]
-    for name in ("dynamics.png", "reward_std.png", "token_entropy.png", "region_entropy.png"):
+    for name in (
+        "dynamics.png",
+        "reward_parts.png",
+        "reward_std.png",
+        "token_entropy.png",
+        "region_entropy.png",
+    ):
         assert (result.output / name).read_bytes().startswith(b"\x89PNG"), name
     assert "steps        4 of 4" in summary(result)
     assert read_config(RLConfig, result.output / "config.yaml") == config
@@ -247,10 +259,9 @@ def parameters_of_model(folder):
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "da_grpo"])
-def test_a_reward_that_can_be_learned_rises(model, tmp_path, monkeypatch, algorithm):
-    monkeypatch.setattr(rollouts, "tool_reward", letters)
+def test_a_reward_that_can_be_learned_rises(model, tmp_path, letters, algorithm):
     fast = OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup=0.0)
-    changes = {"steps": 20, "optimizer": fast, "checkpoint": CheckpointConfig(every=20)}
+    changes = {"steps": 20, "optimizer": fast, "reward": letters, "checkpoint": CheckpointConfig(every=20)}
     result = train(config_for(model, tmp_path / algorithm, algorithm=algorithm_preset(algorithm), **changes))
     rewards = [row["reward"] for row in read_metrics(result.output / "metrics.jsonl")]
     first, last = np.mean(rewards[:2]), np.mean(rewards[-2:])
@@ -279,17 +290,20 @@ def test_one_step_off_policy_tags_each_sample_with_the_weights_that_made_it(mode
     assert rows[0]["engine_gap_max"] < 1e-4 < min(row["engine_gap_max"] for row in rows[1:])
 
 
-def test_dynamic_sampling_draws_again_and_keeps_the_size_of_a_step(model, tmp_path, monkeypatch):
-    seen = []
+MOSTLY_FLAT = """
+seen = []
 
-    def mostly_flat(text, reference, **_):
-        seen.append(text)
-        value = float(len(seen) % 7 == 0) if len(seen) > 2 * 16 else 0.0
-        return Reward(value, {"any": value})
+def any_of_them(given):
+    seen.append(given.response)
+    return float(len(seen) % 7 == 0) if len(seen) > 2 * 16 else 0.0
+"""
 
-    monkeypatch.setattr(rollouts, "tool_reward", mostly_flat)
+
+def test_dynamic_sampling_draws_again_and_keeps_the_size_of_a_step(model, tmp_path):
+    (tmp_path / "flat.py").write_text(MOSTLY_FLAT)
+    flat = RewardConfig(name=(f"{tmp_path}/flat.py:any_of_them",))
     dynamic = dataclasses.replace(algorithm_preset("da_grpo"), dynamic_sampling=True, max_sampling_rounds=4)
-    result = train(config_for(model, tmp_path / "dynamic", algorithm=dynamic, steps=1))
+    result = train(config_for(model, tmp_path / "dynamic", algorithm=dynamic, reward=flat, steps=1))
     (row,) = read_metrics(result.output / "metrics.jsonl")
     assert row["sampling_rounds"] > 2 and row["flat_groups_dropped"] >= 8
     assert len(read_metrics(result.output / "rollouts.jsonl")) == 16
@@ -309,7 +323,7 @@ def test_every_real_prompt_runs_through_the_loop_and_is_scored_or_counted(model,
         micro_rows=4,
         rollout=RolloutConfig(group=2, max_prompt=2032, max_response=16),
         engine=EngineConfig(slots=16, cache_length=2048),
-        reward=RewardConfig(preset="toolrl", call_format="tags"),
+        reward=RewardConfig(name=("toolrl",), call_format="tags"),
     )
     result = train(config)
     report = json.loads((result.output / "data.json").read_text())
@@ -325,11 +339,9 @@ def test_every_real_prompt_runs_through_the_loop_and_is_scored_or_counted(model,
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["paper", "release"])
 @pytest.mark.parametrize("algorithm", ["dr_grpo", "dapo", "gspo", "rest", "rl_zvp", "kl_cov"])
-def test_every_algorithm_is_one_word_away(model, tmp_path, monkeypatch, algorithm, preset):
-    monkeypatch.setattr(rollouts, "tool_reward", letters)
-    result = train(
-        config_for(model, tmp_path / "run", algorithm=algorithm_preset(algorithm, preset), steps=2)
-    )
+def test_every_algorithm_is_one_word_away(model, tmp_path, letters, algorithm, preset):
+    chosen = algorithm_preset(algorithm, preset)
+    result = train(config_for(model, tmp_path / "run", algorithm=chosen, reward=letters, steps=2))
     rows = read_metrics(result.output / "metrics.jsonl")
     assert len(rows) == 2
     if (algorithm, preset) == ("rest", "release"):
@@ -457,7 +469,7 @@ def test_an_empty_evaluation_file_is_named(model, tmp_path):
         ({"algorithm": {"alpha": "much"}}, "algorithm.alpha should be float, not 'much'"),
         ({"algorithm": {"name": "grpo", "alpha": 0.4}}, "algorithm.alpha"),
         ({"algorithm": "ppo"}, "'ppo' is unknown; choose one of da_grpo, grpo"),
-        ({"reward": {"preset": "best"}}, "reward.preset is 'best'; choose auto, dcore_paper"),
+        ({"reward": {"preset": "best"}}, "reward 'best' is unknown; choose one of auto, dcore_paper"),
         ({"engine": {"cache_length": -1}}, "engine.cache_length=-1 must be at least 0"),
         (
             {"engine": {"name": "native", "servers": ["http://a"]}},

@@ -4,7 +4,8 @@ A recipe's config is one dataclass with nested ones; an unknown key is an error 
 `metadata=MAY_CHANGE` may differ when a run is resumed; every other difference is refused by name. cli/options.py makes command
 line options of the same dataclasses.
 
-Two conventions shorten files. A group whose first field is `name` may be written as that name alone (`engine: vllm`). A class
+Two conventions shorten files. A group whose first field is `name` may be written as that name alone (`engine: vllm`, or a list
+where it takes several: `reward: [dcore_paper, my_rewards.py:score]`). A class
 with a `complete(values)` class method fills in what the given keys imply before the rest is checked (`algorithm: grpo` and its
 preset's numbers).
 """
@@ -135,7 +136,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
             return None
         return _convert(next(a for a in arguments if a is not type(None)), value, key)
     if dataclasses.is_dataclass(hint):
-        if isinstance(value, str) and dataclasses.fields(hint)[0].name == "name":
+        if isinstance(value, str | list) and dataclasses.fields(hint)[0].name == "name":
             value = {"name": value}
         return config_from_dict(hint, value, key + ".")  # type: ignore[arg-type]
     if origin is Literal:

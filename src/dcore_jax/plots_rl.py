@@ -15,13 +15,14 @@ _REGIONS = ("thinking", "format", "name", "parameters", "outside")
 
 
 def plot_run(folder: str | Path) -> list[Path]:
-    """Every picture of a run folder: training dynamics, reward spread, token entropy, region entropy. Returns their paths."""
+    """Every picture of a run folder: training dynamics, rewards by part and their spread, entropies. Returns their paths."""
     folder = Path(folder)
     rows = read_metrics(folder / "metrics.jsonl")
     evaluations = folder / "evaluation.jsonl"
     greedy = read_metrics(evaluations) if evaluations.exists() else []
     made = [
         plot_dynamics(rows, folder / "dynamics.png", greedy=greedy),
+        plot_reward_parts(rows, folder / "reward_parts.png"),
         plot_reward_std(rows, folder / "reward_std.png"),
         plot_region_entropy(rows, folder / "region_entropy.png"),
     ]
@@ -63,6 +64,34 @@ def plot_dynamics(
         figure.supxlabel("step", fontsize=10)
 
     return _save(draw, out, (11.0, 5.6))
+
+
+def plot_reward_parts(rows: Sequence[dict[str, Any]], out: str | Path) -> Path:
+    """The mean reward by step and what each of its parts contributes, weighted as in the sum; weights other than 1 are named."""
+    parts = [key for key in rows[-1] if key.startswith("reward_")]
+    weights = {
+        key.removeprefix("weight/"): value for key, value in rows[-1].items() if key.startswith("weight/")
+    }
+
+    def label(part: str) -> str:
+        own = [name for name in weights if len(weights) == 1 or part == name or part.startswith(f"{name}.")]
+        weight = weights[max(own, key=len)] if own else 1.0
+        return part if weight == 1 else f"{part} (weight {weight:g})"
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for key in ("reward", *parts):
+            points = [(row["step"], float(row[key])) for row in rows if key in row]
+            steps, values = zip(*points)
+            width, color = (2.2, _DARK) if key == "reward" else (1.4, None)
+            name = "total" if key == "reward" else label(key.removeprefix("reward_"))
+            axes.plot(steps, moving_average(values), linewidth=width, color=color, label=name)
+        axes.set_xlabel("step")
+        axes.set_ylabel("contribution to the reward")
+        axes.legend(frameon=False, fontsize=8)
+        axes.grid(alpha=0.25)
+
+    return _save(draw, out, (6.0, 4.0))
 
 
 def plot_reward_std(rows: Sequence[dict[str, Any]], out: str | Path) -> Path:

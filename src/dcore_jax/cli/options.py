@@ -10,10 +10,11 @@ import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -33,14 +34,16 @@ def parse_options(
 ) -> C:
     """The config of a command: its `--config` file, or `default_config(arguments)`, changed by the other options.
 
-    `kind` may have three hooks: `DECIDING`, dotted names of options that decide others' defaults; `ALIASES`, dotted names to
-    shorter ones; and `unused_options()`, the dotted names (to reasons) of fields that change nothing under this config.
+    `kind` may have four hooks: `DECIDING`, dotted names of options that decide others' defaults; `ALIASES`, dotted names to
+    shorter ones; `RENAMED`, earlier spellings to those of now; and `unused_options()`, the dotted names (to reasons) of fields
+    that change nothing under this config.
 
     Raises:
       UserError: a config file that is missing, no YAML, or has an unknown key or a value of the wrong type; an option given
         twice, or one that changes nothing.
       SystemExit: status 2 for an option that does not exist, after naming the nearest; 0 after `--help`.
     """
+    arguments = [_renamed(argument, getattr(kind, "RENAMED", {})) for argument in arguments]
     refuse_repeated_flags(kind, arguments)
     if "--config" in arguments and arguments[-1] == "--config":
         raise UserError("--config needs a file name")
@@ -121,12 +124,16 @@ def _default(kind: type[C], arguments: Sequence[str], named: str | Path | None) 
     try:
         values = dict(read_yaml(path)) if path else {}
         for dotted in getattr(kind, "DECIDING", ()):
-            given = _value_of(arguments, f"--{dotted}")
+            given = _values_of(arguments, f"--{dotted}")
             if given is None and dotted in aliases:
-                given = _value_of(arguments, f"--{aliases[dotted]}")
-            if given is not None:
+                given = _values_of(arguments, f"--{aliases[dotted]}")
+            if given:
+                _drop_earlier(values, getattr(kind, "RENAMED", {}), (dotted, aliases.get(dotted)))
+            if given and get_origin(hints[dotted]) is tuple:
+                _set_nested(values, dotted.split("."), given)
+            elif given:
                 choices = get_args(hints[dotted])  # of a Literal; numbers among them are written as text
-                value = next((choice for choice in choices if str(choice) == given), given)
+                value = next((choice for choice in choices if str(choice) == given[0]), given[0])
                 _set_nested(values, dotted.split("."), value)
         return config_from_dict(kind, values)
     except UserError as error:
@@ -139,9 +146,17 @@ def _set_nested(values: dict[str, Any], keys: list[str], value: Any) -> None:
         values[key] = value
         return
     inner = values.get(key, {})
-    inner = {"name": inner} if isinstance(inner, str) else dict(inner)
+    inner = {"name": inner} if isinstance(inner, str | list) else dict(inner)
     _set_nested(inner, rest, value)
     values[key] = inner
+
+
+def _drop_earlier(values: dict[str, Any], renamed: Mapping[str, str], now: Sequence[str | None]) -> None:
+    """Takes an option's earlier spelling out of a file's values: the command line has given the option."""
+    for earlier in (old for old, new in renamed.items() if new in now):
+        group, _, key = earlier.partition(".")
+        if isinstance(inner := values.get(group), dict):
+            values[group] = {name: value for name, value in inner.items() if name != key}
 
 
 def _unused(config: Any) -> Mapping[str, str]:
@@ -209,10 +224,21 @@ def _given(arguments: Sequence[str]) -> Iterator[str]:
             yield flag
 
 
+def _renamed(argument: str, earlier: Mapping[str, str]) -> str:
+    flag, equals, value = argument.partition("=")
+    now = earlier.get(flag.removeprefix("--").replace("_", "-")) if flag.startswith("--") else None
+    return f"--{now}{equals}{value}" if now else argument
+
+
 def _value_of(arguments: Sequence[str], flag: str) -> str | None:
-    for argument, following in zip(arguments, [*arguments[1:], None]):
+    return next(iter(_values_of(arguments, flag) or ()), None)
+
+
+def _values_of(arguments: Sequence[str], flag: str) -> list[str] | None:
+    """What follows a flag up to the next one; None where it is not given."""
+    for i, argument in enumerate(arguments):
         if argument == flag:
-            return following
+            return list(itertools.takewhile(lambda text: not text.startswith("--"), arguments[i + 1 :]))
         if argument.startswith(f"{flag}="):
-            return argument.partition("=")[2]
+            return [argument.partition("=")[2]]
     return None

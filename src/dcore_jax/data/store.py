@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, UInt8
 
-from dcore_jax.data.records import Record, Rejections, read_records
+from dcore_jax.data.record import Record, Rejections
+from dcore_jax.data.records import iterate_records
 from dcore_jax.data.rendering import Mask, TrainingSample, characters, render_batch
 from dcore_jax.errors import UserError
 from dcore_jax.progress import progress_bar
@@ -209,9 +210,9 @@ def load_samples(
       UserError: a file that cannot be read, a tokenizer that cannot render, no sample at all; with `strict`, the first
         rejection.
     """
-    records, rejected = read_records(paths, strict=strict)
+    rejected = Rejections(strict=strict)
     return samples_from_records(
-        records,
+        iterate_records(paths, rejected),
         tokenizer,
         mask=mask,
         max_length=max_length,

@@ -11,9 +11,10 @@ from dcore_jax.engines.config import EngineConfig, unused_engine_options
 from dcore_jax.errors import UserError
 from dcore_jax.metrics import Tracker
 from dcore_jax.nano.config import NANO
-from dcore_jax.rewards import PRESETS as REWARD_PRESETS
+from dcore_jax.rewards import RewardSpec, check_different, parse_reward_spec
 from dcore_jax.training import CheckpointConfig, ComputeConfig, OptimizerConfig
 
+AUTO = "auto"  # the reward of the algorithm's preset
 _VLLM_IMPORTANCE_CAP = 2.0  # another program's log-probabilities are never quite the trainer's
 
 
@@ -41,8 +42,8 @@ class RolloutConfig:
 class RewardConfig:
     """How responses are scored."""
 
-    preset: str = "auto"
-    """auto: dcore_paper or dcore_release, as --preset says; else toolrl, rest_paper, rest_release."""
+    name: tuple[str, ...] = (AUTO,)
+    """auto (D-CORE's, of --preset), another preset or my_rewards.py:score; several are added up, each with =weight."""
     call_format: str = "python"
     """Notation of calls in responses and files: python, tags or qwen."""
     beta_accuracy: float = 1.0
@@ -50,13 +51,24 @@ class RewardConfig:
     beta_format: float = 1.0
     """Weight of rest_paper's format part."""
 
+    @classmethod
+    def complete(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Takes `preset`, the field's earlier name, for `name`."""
+        if "preset" in values and "name" in values:
+            raise UserError("reward.preset is the earlier name of reward.name; keep reward.name alone")
+        return {"name" if key == "preset" else key: value for key, value in values.items()}
+
     def __post_init__(self) -> None:
-        if self.preset not in ("auto", *REWARD_PRESETS):
-            raise UserError(f"reward.preset is {self.preset!r}; choose auto, {', '.join(REWARD_PRESETS)}")
+        check_different(self.specs)
         if self.call_format not in CALL_FORMATS:
             raise UserError(
                 f"reward.call_format is {self.call_format!r}; choose one of {', '.join(CALL_FORMATS)}"
             )
+
+    @property
+    def specs(self) -> tuple[RewardSpec, ...]:
+        """The names read, with their weights; `auto` among them."""
+        return tuple(parse_reward_spec(text, further=(AUTO,)) for text in self.name)
 
 
 @dataclass(frozen=True)
@@ -89,10 +101,11 @@ class RLConfig:
         "algorithm.name",
         "algorithm.preset",
         "engine.name",
-        "reward.preset",
+        "reward.name",
         "rollout.staleness",
     )
     ALIASES: ClassVar = {"algorithm.preset": "preset"}
+    RENAMED: ClassVar = {"reward.preset": "reward"}
 
     model: str = ""
     """Hugging Face folder or hub id; `nano`: the embedded small Qwen3, as `base` makes it."""
@@ -182,6 +195,7 @@ class RLConfig:
             )
         if self.optimizer.ema_decay:
             raise UserError("optimizer.ema_decay is not kept in RL; leave it at 0")
+        check_different(self.rewards)
         check_changes(self.algorithm)
 
     @property
@@ -200,9 +214,15 @@ class RLConfig:
         return self.rows_per_update if self.micro_rows is None else self.micro_rows
 
     @property
+    def rewards(self) -> tuple[RewardSpec, ...]:
+        """The rewards that run, each with its weight; `auto` is D-CORE's of the algorithm's preset."""
+        auto = f"dcore_{self.algorithm.preset}"
+        return tuple(RewardSpec(auto if name == AUTO else name, weight) for name, weight in self.reward.specs)
+
+    @property
     def reward_preset(self) -> str:
-        """The reward that runs."""
-        return f"dcore_{self.algorithm.preset}" if self.reward.preset == "auto" else self.reward.preset
+        """The rewards that run, in words."""
+        return " + ".join(map(str, self.rewards))
 
     def running_algorithm(self) -> AlgorithmConfig:
         """The algorithm as it runs: with a vLLM engine importance weights are truncated at 2 unless a cap is given (0: never)."""
@@ -235,8 +255,8 @@ class RLConfig:
             )
         unused |= dict.fromkeys(_FILE_ONLY, "few need it; set it in a config file")
         unused["optimizer.ema_decay"] = "RL keeps no moving average"
-        if self.reward_preset != "rest_paper":
-            reason = "it weighs the parts of --reward.preset rest_paper"
+        if "rest_paper" not in {reward.name for reward in self.rewards}:
+            reason = "it weighs the parts of --reward rest_paper"
             unused |= {"reward.beta_accuracy": reason, "reward.beta_format": reason}
         if self.model not in ("", NANO):
             unused["base"] = "it makes the model of --model nano"

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from dcore_jax.config import config_to_dict
 from dcore_jax.errors import UserError
 from dcore_jax.metrics import MetricLog
 from dcore_jax.progress import Progress, log
+from dcore_jax.rewards import RewardMix
 from dcore_jax.rl.batch import Scored
 from dcore_jax.rl.config import RLConfig
 from dcore_jax.rl.learner import Learner
@@ -44,7 +45,8 @@ class Clock:
 class Journal:
     """Writes steps down, and stops at what is not finite."""
 
-    def __init__(self, config: RLConfig, learner: Learner, tokenizer: Any, start: int):
+    def __init__(self, config: RLConfig, learner: Learner, tokenizer: Any, start: int, reward: RewardMix):
+        self._reward = reward
         output = Path(config.output)
         self._config, self._learner, self._tokenizer, self._output = config, learner, tokenizer, output
         self._metrics = MetricLog(output, config.trackers, start, config_to_dict(config))
@@ -56,7 +58,7 @@ class Journal:
 
     def log_rollouts(self, step: int, rollouts: StepRollouts, scored: Scored) -> None:
         """After the rollouts, before the update: a run killed between the two has them on disk."""
-        self._rollouts.write(rollout_rows(step, rollouts, scored))
+        self._rollouts.write(rollout_rows(step, rollouts, scored, self._reward.weights))
         mask = np.asarray(scored.padded.sequences.mask)
         ids = [i for group in rollouts.groups for rollout in group for i in rollout.sample.ids]
         self._tokens.add(np.array(ids, np.int64), scored.old_entropy[mask])
@@ -73,7 +75,8 @@ class Journal:
         generated = int(scored.padded.sequences.mask.sum())
         row = {
             "step": step,
-            **rollout_metrics(rollouts, self._config.reward.call_format),
+            **rollout_metrics(rollouts),
+            **{f"weight/{label}": weight for label, weight in self._reward.weights.items()},
             **token_metrics(scored),
             **update_metrics(updates),
             "learning_rate": float(self._learner.setup.schedule(step * self._config.updates - 1)),
@@ -94,12 +97,21 @@ class Journal:
         self.first, self.last = reward if self.first is None else self.first, reward
         shown = {
             "reward": f"{reward:.3f}",
+            **self._by_reward(row),
             "correct": f"{row['correct']:.0%}",
             "flat": f"{row['zero_variance_groups']:.0%}",
             "entropy": f"{row['entropy']:.3f}",
         }
         bar.set_postfix(shown)
         bar.update()
+
+    def _by_reward(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """What each reward of a mix of several contributes, for the progress line."""
+        labels = self._reward.weights if len(self._reward.weights) > 1 else ()
+        return {
+            label: f"{sum(v for k, v in row.items() if k == f'reward_{label}' or k.startswith(f'reward_{label}.')):.3f}"
+            for label in labels
+        }
 
     def log_evaluation(self, step: int, answers: Sequence[Any]) -> None:
         row = evaluation_row(step, answers)

@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 
 from dcore_jax.advantages import region_entropy
 from dcore_jax.atomic import atomic_path
-from dcore_jax.calls import parse_response
 from dcore_jax.losses import PolicySums, add_policy_sums, engine_gap, policy_metrics
 from dcore_jax.metrics import read_metrics
 from dcore_jax.regions import Region
@@ -20,18 +19,16 @@ from dcore_jax.rl.rollouts import Rollout, StepRollouts, without_variance
 from dcore_jax.rl.step import UpdateMetrics
 
 
-def rollout_metrics(rollouts: StepRollouts, call_format: str) -> dict[str, Any]:
+def rollout_metrics(rollouts: StepRollouts) -> dict[str, Any]:
     """Rewards, lengths, thoughts and groups of a step, before anything was trained on it."""
     every = [rollout for group in rollouts.groups for rollout in group]
-    parsed = [parse_response(rollout.text, call_format) for rollout in every]
-    thoughts = [p.thought for p in parsed if p.thought is not None]
+    thoughts = [r.scored.thought for r in every if r.scored.thought is not None]
     spread = [
         float(np.std([r.score for r in group], ddof=min(1, len(group) - 1))) for group in rollouts.groups
     ]
-    parts = sorted({name for rollout in every for name in rollout.reward.parts})
     return {
         "reward": _mean(r.reward.total for r in every),
-        **{f"reward_{name}": _mean(r.reward.parts.get(name, 0.0) for r in every) for name in parts},
+        **_by_part(every),
         **({"overlong_penalty": _mean(r.penalty for r in every)} if any(r.penalty for r in every) else {}),
         "correct": _mean(r.correct for r in every),
         **_by_category("reward", every, lambda r: r.reward.total),
@@ -39,7 +36,7 @@ def rollout_metrics(rollouts: StepRollouts, call_format: str) -> dict[str, Any]:
         "group_reward_std": [round(s, 6) for s in spread],
         "sampling_rounds": rollouts.rounds,
         "flat_groups_dropped": rollouts.flat_dropped,
-        "unreadable_calls": _mean(p.calls is None for p in parsed),
+        "unreadable_calls": _mean(r.scored.calls is None for r in every),
         "reflections_per_thought": _mean(count_reflections(t) for t in thoughts) if thoughts else 0.0,
         "thoughts": len(thoughts),
         "response_length": _mean(len(r.sample.ids) for r in every),
@@ -85,8 +82,10 @@ def update_metrics(updates: Sequence[UpdateMetrics]) -> dict[str, Any]:
     }
 
 
-def rollout_rows(step: int, rollouts: StepRollouts, scored: Scored) -> Iterable[dict[str, Any]]:
-    """One row for each response, for rollouts.jsonl."""
+def rollout_rows(
+    step: int, rollouts: StepRollouts, scored: Scored, weights: Mapping[str, float]
+) -> Iterable[dict[str, Any]]:
+    """One row for each response, for rollouts.jsonl; `weights` are those of the rewards, which the parts contain."""
     policy = scored.policy
     advantages, replaced, mask = (np.asarray(x) for x in (policy.advantages, policy.replaced, policy.mask))
     row = 0
@@ -102,6 +101,7 @@ def rollout_rows(step: int, rollouts: StepRollouts, scored: Scored) -> Iterable[
                 "response": rollout.text,
                 "reward": rollout.reward.total,
                 "reward_parts": dict(rollout.reward.parts),
+                "reward_weights": dict(weights),
                 "overlong_penalty": rollout.penalty,
                 "correct": rollout.correct,
                 "unreadable": rollout.reward.error,
@@ -117,11 +117,12 @@ def rollout_rows(step: int, rollouts: StepRollouts, scored: Scored) -> Iterable[
 
 
 def evaluation_row(step: int, answers: Sequence[Rollout]) -> dict[str, Any]:
-    """Greedy answers to the fixed prompts: mean reward and share that is exactly right, in all and by category."""
+    """Greedy answers to the fixed prompts: mean reward, in all, by part and by category; share that is exactly right."""
     return {
         "step": step,
         "prompts": len(answers),
         "reward": _mean(r.reward.total for r in answers),
+        **_by_part(answers),
         "correct": _mean(r.correct for r in answers),
         **_by_category("reward", answers, lambda r: r.reward.total),
         **_by_category("correct", answers, lambda r: float(r.correct)),
@@ -177,6 +178,11 @@ class TokenEntropy:
             ]
 
         return {"highest": rows(order[::-1][:count]), "lowest": rows(order[:count])}
+
+
+def _by_part(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    parts = sorted({name for rollout in rollouts for name in rollout.reward.parts})
+    return {f"reward_{name}": _mean(r.reward.parts.get(name, 0.0) for r in rollouts) for name in parts}
 
 
 def _by_category(name: str, rollouts: Sequence[Rollout], value: Any) -> dict[str, float]:

@@ -21,9 +21,11 @@ def summary(result: RLResult) -> str:
         spent = sum(row.get(f"seconds_{phase}", 0.0) for row in rows)
         return f"{phase} {spent / max(sum(row['seconds'] for row in rows), 1e-9):.0%}"
 
+    parts = [key.removeprefix("reward_") for key in rows[-1] if key.startswith("reward_")]
     lines = [
         ("steps", f"{result.step:,} of {result.total_steps:,}"),
         ("reward", f"{change('reward', '.3f')}, mean of {few} steps each"),
+        ("by part", ", ".join(f"{part} {change(f'reward_{part}', '.3f')}" for part in parts)),
         ("correct", change("correct", ".1%")),
         ("flat groups", change("zero_variance_groups", ".0%")),
         ("entropy", f"{change('entropy', '.3f')} nats"),

@@ -9,10 +9,8 @@ import numpy as np
 
 from dcore_jax.advantages import soft_overlong_penalty, zero_variance_groups
 from dcore_jax.algorithms import AlgorithmConfig
-from dcore_jax.calls import calls_equal, parse_response
 from dcore_jax.engines import Engine, Request, Sample, SamplingParams, fan_out
-from dcore_jax.rewards import Reward, tool_reward
-from dcore_jax.rewards.rest import RELEASE_STEPS
+from dcore_jax.rewards import Reward, RewardInput, RewardMix
 from dcore_jax.rl.config import RLConfig
 from dcore_jax.rl.prompts import Prompt, prompt_order
 
@@ -23,10 +21,19 @@ class Rollout:
 
     prompt: Prompt
     sample: Sample
-    text: str  # the assistant turn: what the template opened and what was sampled, without the end token
+    scored: RewardInput  # what the reward was given
     reward: Reward
     penalty: float  # of DAPO's overlong rule, 0 or below
-    correct: bool  # exactly the reference calls, in any order
+
+    @property
+    def text(self) -> str:
+        """The assistant turn: what the template opened and what was sampled, without the end token."""
+        return self.scored.response
+
+    @property
+    def correct(self) -> bool:
+        """Exactly the reference calls, in any order."""
+        return self.scored.correct
 
     @property
     def score(self) -> float:
@@ -54,8 +61,9 @@ class Sampler:
         prompts: Sequence[Prompt],
         tokenizer: Any,
         total: int,
+        reward: RewardMix,
     ):
-        self._config, self._algorithm = config, algorithm
+        self._config, self._algorithm, self._reward = config, algorithm, reward
         self._prompts, self._tokenizer, self._total = prompts, tokenizer, total
 
     def step(self, engine: Engine, step: int, draw: int) -> StepRollouts:
@@ -85,7 +93,7 @@ class Sampler:
         """The most probable answer to each prompt, scored."""
         sampling = SamplingParams(max_tokens=self._config.rollout.max_response, temperature=0.0)
         samples = engine.generate([Request(p.ids, sampling, i) for i, p in enumerate(prompts)])
-        return [self._scored(p, s, 0.0, 0.0) for p, s in zip(prompts, samples)]
+        return [self._scored(p, s, 0.0, 0) for p, s in zip(prompts, samples)]
 
     def _groups(self, engine: Engine, step: int, draws: range) -> list[tuple[Rollout, ...]]:
         settings, size = self._config.rollout, self._config.rollout.group
@@ -103,29 +111,29 @@ class Sampler:
             requests += fan_out(Request(prompt.ids, sampling, draw), size)
         samples = engine.generate(requests)
         penalties = self._penalties(samples)
-        progress = self._progress(step)
         scored = [
-            self._scored(chosen[i // size], sample, penalty, progress)
+            self._scored(chosen[i // size], sample, penalty, step - 1)
             for i, (sample, penalty) in enumerate(zip(samples, penalties))
         ]
         return [tuple(scored[i : i + size]) for i in range(0, len(scored), size)]
 
-    def _scored(self, prompt: Prompt, sample: Sample, penalty: float, progress: float) -> Rollout:
-        config, question = self._config.reward, prompt.question
-        text = prompt.opening + response_text(self._tokenizer, sample)
-        reward = tool_reward(
-            text,
-            question.reference,
-            preset=self._config.reward_preset,
-            call_format=config.call_format,
-            progress=progress,
+    def _scored(self, prompt: Prompt, sample: Sample, penalty: float, done: int) -> Rollout:
+        question = prompt.question
+        scored = RewardInput(
+            response=prompt.opening + response_text(self._tokenizer, sample),
+            reference=question.reference,
+            call_format=self._config.reward.call_format,
             expects_reply=question.expects_reply,
-            beta_accuracy=config.beta_accuracy,
-            beta_format=config.beta_format,
+            messages=question.messages,
+            tools=question.tools,
+            category=question.category,
+            origin=question.origin,
+            progress=min(1.0, done / self._total),
+            step=done,
+            tokens=len(sample.ids),
+            truncated=sample.finish_reason == "length",
         )
-        calls = parse_response(text, config.call_format).calls
-        correct = calls is not None and calls_equal(calls, question.reference, ordered=False)
-        return Rollout(prompt, sample, text, reward, penalty, correct)
+        return Rollout(prompt, sample, scored, self._reward(scored), penalty)
 
     def _penalties(self, samples: Sequence[Sample]) -> list[float]:
         share, longest = self._algorithm.overlong_buffer, self._config.rollout.max_response
@@ -137,11 +145,6 @@ class Sampler:
             lengths, max_length=longest, buffer=buffer, factor=self._algorithm.overlong_factor
         )
         return [float(x) for x in np.asarray(penalty)]
-
-    def _progress(self, step: int) -> float:
-        """nu of ResT's rewards at a step counted from 1."""
-        whole = RELEASE_STEPS if self._config.reward_preset == "rest_release" else self._total
-        return min(1.0, (step - 1) / whole)
 
 
 def without_variance(groups: Sequence[Sequence[Rollout]]) -> list[bool]:

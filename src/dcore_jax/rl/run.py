@@ -3,6 +3,7 @@
 <output>/config.yaml         the effective config           metrics.jsonl      one object a step
          checkpoints/        parameters, optimizer, cursor  rollouts.jsonl     one object a response
          data.json           what was read and left out     evaluation.jsonl   greedy answers to fixed prompts
+         rewards.json        weights, hashes of reward files
          *.png               the pictures                   token_entropy.json the most and least certain tokens
 """
 
@@ -30,10 +31,12 @@ from dcore_jax.nano.config import NANO, NANO_POSITIONS
 from dcore_jax.plots_rl import plot_run
 from dcore_jax.progress import Progress, log, progress_bar
 from dcore_jax.regions import TokenBytes
+from dcore_jax.rewards import RewardMix
 from dcore_jax.rl.config import RLConfig
 from dcore_jax.rl.journal import Clock, Journal
 from dcore_jax.rl.learner import Cursor, Learner
 from dcore_jax.rl.prompts import Prompt
+from dcore_jax.rl.rewards import check_same_rewards, record_rewards, rewards_of
 from dcore_jax.rl.rollouts import Sampler, StepRollouts
 from dcore_jax.rl.sources import evaluation_prompts, prompts_fingerprint, training_prompts
 from dcore_jax.sft.base import base_model
@@ -71,6 +74,7 @@ class _Run:
     """A run under way: what the loop reads and what it changes."""
 
     config: RLConfig
+    reward: RewardMix
     learner: Learner
     sampler: Sampler
     token_bytes: TokenBytes
@@ -97,10 +101,12 @@ def train(config: RLConfig) -> RLResult:
     """
     check_trackers(config.trackers)
     check_engine_installed(config.engine)
+    reward = rewards_of(config)
     mesh, output = make_mesh(config.mesh), Path(config.output)
     _check_devices(config, mesh)
     with lock_run_folder(output):
         check_config_unchanged(config, output, RECIPE)
+        check_same_rewards(reward, output)
         folder = _model_folder(config)
         # Refuses a mesh that does not divide the model before the data are read.
         shardings(read_model_config(folder), mesh)
@@ -110,18 +116,19 @@ def train(config: RLConfig) -> RLResult:
         write_text_atomic(output / "data.json", report.to_json())
         held_out = evaluation_prompts(config, tokenizer)
         with jax.set_mesh(mesh):
-            run = _start_or_resume(config, mesh, folder, tokenizer, prompts, held_out)
+            run = _start_or_resume(config, reward, mesh, folder, tokenizer, prompts, held_out)
             log(_header(run, tokenizer))
             with (
                 closing(
                     run.checkpoints
                 ),  # one that is being written is finished also where the run stops with an error
-                closing(Journal(config, run.learner, tokenizer, run.step)) as journal,
+                closing(Journal(config, run.learner, tokenizer, run.step, reward)) as journal,
                 closing(_open_engine(run, tokenizer)) as engine,
             ):
                 model = model_name(output, folder, str(folder) if config.model == NANO else config.model)
                 # Only now is there a run to go on with.
                 record_run(config, output, RunRecord(RECIPE, model, config.compute.param_dtype))
+                record_rewards(reward, output)
                 return _loop(run, engine, journal)
 
 
@@ -166,6 +173,7 @@ def _check_lengths(config: RLConfig, positions: int) -> None:
 
 def _start_or_resume(
     config: RLConfig,
+    reward: RewardMix,
     mesh: Mesh,
     folder: Path,
     tokenizer: Any,
@@ -186,18 +194,22 @@ def _start_or_resume(
         check_same_data(Path(config.output), saved, data)
         state, cursor = state_from_trees(trees), Cursor.from_json(saved)
         log(f"resuming {config.output} after step {step} of {learner.total}")
-    sampler = Sampler(config, learner.algorithm, prompts, tokenizer, learner.total)
-    return _Run(config, learner, sampler, TokenBytes(tokenizer), held_out, data, checkpoints, state, cursor)
+    sampler = Sampler(config, learner.algorithm, prompts, tokenizer, learner.total, reward)
+    return _Run(
+        config, reward, learner, sampler, TokenBytes(tokenizer), held_out, data, checkpoints, state, cursor
+    )
 
 
 def _header(run: _Run, tokenizer: Any) -> str:
     config, model = run.config, run.learner.setup.model_config
     ends = sorted(stop_token_ids(run.learner.setup.folder, tokenizer))
+    rules = run.reward.format_rules(config.reward.call_format)
     what = f"{model.model_type} with {model.num_parameters:,} parameters, {config.compute.dtype} on "
     lines = {
         "model": what + device_line(run.learner.setup.mesh),
         "algorithm": f"{config.algorithm.name}, preset {config.algorithm.preset}{config.changed_numbers()}",
         "reward": f"{config.reward_preset}, calls in {config.reward.call_format}",
+        "format": "; ".join(f"{name} {rule}" for name, rule in rules.items()) or "no preset's rule",
         "step": f"{config.prompts} prompts x {config.rollout.group} responses, {config.updates} updates, staleness "
         f"{config.rollout.staleness}",
         "engine": f"{config.engine.name}, responses end at {', '.join(tokenizer.convert_ids_to_tokens(ends))}",
