@@ -1,12 +1,15 @@
 """The notation in which a tokenizer's chat template asks for calls."""
 
+import re
 from typing import Any
 
-from dcore_jax.calls import CallFormat, parse_any_response
+from dcore_jax.calls import CALL_FORMATS, CallFormat, parse_any_response
 from dcore_jax.data.chat_template import render_chat
 from dcore_jax.data.files import Malformed
-from dcore_jax.errors import UserError
+from dcore_jax.errors import UserError, check_choice
 
+# A template may say in a comment which notation its model was trained in, where that is not what it writes `tool_calls` in.
+_STATED = re.compile(r"\{#-?\s*calls:\s*(\w+)")
 _NAME, _PARAMETER, _VALUE = "probe_tool", "probe_parameter", "probe value"
 _TOOL = {
     "type": "function",
@@ -30,9 +33,14 @@ _CALL = {
 def template_notation(tokenizer: Any) -> CallFormat | None:
     """The notation in which the tokenizer's chat template writes a call when it is given tools; None where it shows no tools.
 
+    A comment `{# calls: python #}` in the template decides before what it writes.
+
     Raises:
-      UserError: the template writes calls in a notation that no response can be scored in.
+      UserError: the template writes calls in a notation that no response can be scored in, or states an unknown one.
     """
+    if stated := _STATED.search(str(getattr(tokenizer, "chat_template", None) or "")):
+        check_choice("notation that the chat template states", stated[1], CALL_FORMATS)
+        return stated[1]
     user = {"role": "user", "content": "probe"}
     try:
         prompt = render_chat(tokenizer, [user], [_TOOL], add_generation_prompt=True)
@@ -47,7 +55,7 @@ def template_notation(tokenizer: Any) -> CallFormat | None:
             whole = render_chat(tokenizer, [user, turn], [_TOOL])
         except Malformed:
             continue
-        written = whole[len(prompt) :] if whole.startswith(prompt) else whole.rpartition("probe")[0] and whole
+        written = whole[len(prompt) :] if whole.startswith(prompt) else ""
         if _VALUE in written:
             break
     found = _notation_of(written, tokenizer)

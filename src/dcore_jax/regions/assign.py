@@ -53,20 +53,24 @@ def token_regions(
 def response_regions(
     responses: Sequence[Sequence[int]],
     tokenizer: Any,
-    call_format: str,
+    call_format: str | Sequence[str],
     *,
     length: int,
     rules: RegionRules = PAPER_RULES,
 ) -> Int8[np.ndarray, "responses tokens"]:
     """`token_regions` of many responses, padded with `Region.OUTSIDE` to `length` tokens.
 
+    Args:
+      call_format: of all responses, or of each.
+
     Raises:
       UserError: a response is longer than `length`, or an unknown call format.
     """
     token_bytes = tokenizer if isinstance(tokenizer, TokenBytes) else TokenBytes(tokenizer)
     regions = np.full((len(responses), length), Region.OUTSIDE, dtype=np.int8)
-    for row, token_ids in enumerate(responses):
+    notations = [call_format] * len(responses) if isinstance(call_format, str) else call_format
+    for row, (token_ids, notation) in enumerate(zip(responses, notations, strict=True)):
         if len(token_ids) > length:
             raise UserError(f"response {row} has {len(token_ids)} tokens, length is {length}; raise length")
-        regions[row, : len(token_ids)] = token_regions(token_ids, token_bytes, call_format, rules=rules)
+        regions[row, : len(token_ids)] = token_regions(token_ids, token_bytes, notation, rules=rules)
     return regions

@@ -44,8 +44,8 @@ class RewardConfig:
 
     name: tuple[str, ...] = (AUTO,)
     """auto (D-CORE's, of --preset), another preset or my_rewards.py:score; several are added up, each with =weight."""
-    call_format: str = "python"
-    """Notation of calls in responses and files: python, tags or qwen."""
+    call_format: str = AUTO
+    """Notation that responses are scored in: python, tags, qwen, json; auto: the chat template's, or a row's own."""
     beta_accuracy: float = 1.0
     """Weight of rest_paper's accuracy part."""
     beta_format: float = 1.0
@@ -60,10 +60,9 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         check_different(self.specs)
-        if self.call_format not in CALL_FORMATS:
-            raise UserError(
-                f"reward.call_format is {self.call_format!r}; choose one of {', '.join(CALL_FORMATS)}"
-            )
+        if self.call_format not in (AUTO, *CALL_FORMATS):
+            known = ", ".join((AUTO, *CALL_FORMATS))
+            raise UserError(f"reward.call_format is {self.call_format!r}; choose one of {known}")
 
     @property
     def specs(self) -> tuple[RewardSpec, ...]:

@@ -110,8 +110,8 @@ class Learner:
             )
             reference, _ = self._by_chunks(params, sequences)
         ids = [rollout.sample.ids for rollout in flat]
-        call_format, rules = config.reward.call_format, algorithm.region_rules
-        regions = response_regions(ids, token_bytes, call_format, length=sequences.mask.shape[1], rules=rules)
+        notations, rules = [r.prompt.question.call_format for r in flat], algorithm.region_rules
+        regions = response_regions(ids, token_bytes, notations, length=sequences.mask.shape[1], rules=rules)
         mask = sequences.mask
         if algorithm.drop_overlong:
             cut = np.array([rollout.sample.finish_reason == "length" for rollout in flat])

@@ -122,7 +122,7 @@ class Sampler:
         scored = RewardInput(
             response=prompt.opening + response_text(self._tokenizer, sample),
             reference=question.reference,
-            call_format=self._config.reward.call_format,
+            call_format=question.call_format,
             expects_reply=question.expects_reply,
             messages=question.messages,
             tools=question.tools,

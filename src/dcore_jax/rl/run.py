@@ -78,6 +78,7 @@ class _Run:
     learner: Learner
     sampler: Sampler
     token_bytes: TokenBytes
+    prompts: Sequence[Prompt]
     held_out: Sequence[Prompt]
     data: dict[str, str]  # the prompts' fingerprint
     checkpoints: Checkpoints
@@ -111,7 +112,7 @@ def train(config: RLConfig) -> RLResult:
         # Refuses a mesh that does not divide the model before the data are read.
         shardings(read_model_config(folder), mesh)
         tokenizer = load_tokenizer(folder)
-        prompts, report = training_prompts(config, tokenizer)
+        prompts, report = training_prompts(config, tokenizer, reward)
         log(str(report))
         write_text_atomic(output / "data.json", report.to_json())
         held_out = evaluation_prompts(config, tokenizer)
@@ -196,19 +197,30 @@ def _start_or_resume(
         log(f"resuming {config.output} after step {step} of {learner.total}")
     sampler = Sampler(config, learner.algorithm, prompts, tokenizer, learner.total, reward)
     return _Run(
-        config, reward, learner, sampler, TokenBytes(tokenizer), held_out, data, checkpoints, state, cursor
+        config,
+        reward,
+        learner,
+        sampler,
+        TokenBytes(tokenizer),
+        prompts,
+        held_out,
+        data,
+        checkpoints,
+        state,
+        cursor,
     )
 
 
 def _header(run: _Run, tokenizer: Any) -> str:
     config, model = run.config, run.learner.setup.model_config
     ends = sorted(stop_token_ids(run.learner.setup.folder, tokenizer))
-    rules = run.reward.format_rules(config.reward.call_format)
+    notations = sorted({prompt.question.call_format for prompt in run.prompts})
+    rules = {k: v for notation in notations for k, v in run.reward.format_rules(notation).items()}
     what = f"{model.model_type} with {model.num_parameters:,} parameters, {config.compute.dtype} on "
     lines = {
         "model": what + device_line(run.learner.setup.mesh),
         "algorithm": f"{config.algorithm.name}, preset {config.algorithm.preset}{config.changed_numbers()}",
-        "reward": f"{config.reward_preset}, calls in {config.reward.call_format}",
+        "reward": f"{config.reward_preset}, calls in {' and '.join(notations)}",
         "format": "; ".join(f"{name} {rule}" for name, rule in rules.items()) or "no preset's rule",
         "step": f"{config.prompts} prompts x {config.rollout.group} responses, {config.updates} updates, staleness "
         f"{config.rollout.staleness}",

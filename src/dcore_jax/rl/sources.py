@@ -1,13 +1,18 @@
 """Where a run's tokenizer and prompts come from, and the report of what was read."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dcore_jax.calls import CallFormat
 from dcore_jax.data import Rejections
+from dcore_jax.data.notation import template_notation
 from dcore_jax.errors import UserError
-from dcore_jax.rl.config import RLConfig
+from dcore_jax.rewards import RewardMix
+from dcore_jax.rl.config import AUTO, RLConfig
+from dcore_jax.rl.playback import reachable_prompts
 from dcore_jax.rl.prompts import Prompt, Question, read_questions, render_prompts, toolworld_questions
 from dcore_jax.toolworld.spec import TOOLWORLD, ToolWorldSpec, is_spec, parse_spec
 from dcore_jax.training.run_folder import data_fingerprint
@@ -19,6 +24,7 @@ class PromptReport:
 
     prompts: int
     calls_expected: int  # prompts whose reference calls a tool
+    by_notation: dict[str, int]  # in which their responses are scored
     by_category: dict[str, int]
     longest: int  # tokens
     rejected: Rejections
@@ -26,6 +32,7 @@ class PromptReport:
     def __str__(self) -> str:
         lines = [
             f"prompts   {self.prompts:>8,}   {self.calls_expected:,} expect a call, the longest has {self.longest:,} tokens",
+            "notation  " + ", ".join(f"{name} {n:,}" for name, n in self.by_notation.items()),
             "category  " + ", ".join(f"{name} {n:,}" for name, n in self.by_category.items()),
         ]
         return "\n".join(lines + [f"left out: {line}" for line in self.rejected.lines()])
@@ -34,6 +41,7 @@ class PromptReport:
         fields = {
             "prompts": self.prompts,
             "calls_expected": self.calls_expected,
+            "by_notation": self.by_notation,
             "by_category": self.by_category,
             "longest": self.longest,
             "rejected": self.rejected.counts,
@@ -41,8 +49,20 @@ class PromptReport:
         return json.dumps(fields, indent=2) + "\n"
 
 
-def training_prompts(config: RLConfig, tokenizer: Any) -> tuple[list[Prompt], PromptReport]:
-    """The run's prompts in file order.
+def run_notation(config: RLConfig, tokenizer: Any) -> CallFormat:
+    """The notation of prompts that bring none of their own: the one given, or the one that the chat template asks for.
+
+    Where the template shows no tools and the row says nothing, it is D-CORE's list of Python calls.
+    """
+    if config.reward.call_format != AUTO:
+        return config.reward.call_format
+    return template_notation(tokenizer) or "python"
+
+
+def training_prompts(
+    config: RLConfig, tokenizer: Any, reward: RewardMix
+) -> tuple[list[Prompt], PromptReport]:
+    """The run's prompts in file order, of which every reference reaches the top of the reward.
 
     Raises:
       UserError: no data named, a file that cannot be read, or nothing left to train on.
@@ -51,13 +71,14 @@ def training_prompts(config: RLConfig, tokenizer: Any) -> tuple[list[Prompt], Pr
         raise UserError(
             "no prompts: give --data <files>, or --data toolworld for tasks of the embedded tool world"
         )
+    notation = run_notation(config, tokenizer)
     files = [name for name in config.data if not is_spec(name)]
-    questions, rejected = read_questions(
-        files, config.reward.call_format, strict=config.strict, reports=config.reports
-    )
+    questions, rejected = read_questions(files, notation, strict=config.strict, reports=config.reports)
     for name in filter(is_spec, config.data):
-        questions += _toolworld(config, toolworld_spec(name, config.seed))
+        questions += _toolworld(config, notation, toolworld_spec(name, config.seed))
+    questions = _in_one_notation(config, questions)
     prompts = render_prompts(questions, tokenizer, max_length=config.rollout.max_prompt, rejections=rejected)
+    prompts = reachable_prompts(prompts, tokenizer, reward, rejected)
     if not prompts:
         raise UserError(f"no prompt to train on: {'; '.join(rejected.lines()) or 'the files hold no rows'}")
     categories: dict[str, int] = {}
@@ -67,6 +88,7 @@ def training_prompts(config: RLConfig, tokenizer: Any) -> tuple[list[Prompt], Pr
     return prompts, PromptReport(
         prompts=len(prompts),
         calls_expected=sum(bool(prompt.question.reference) for prompt in prompts),
+        by_notation=dict(sorted(Counter(prompt.question.call_format for prompt in prompts).items())),
         by_category=dict(sorted(categories.items())),
         longest=max(len(prompt.ids) for prompt in prompts),
         rejected=rejected,
@@ -86,13 +108,15 @@ def evaluation_prompts(config: RLConfig, tokenizer: Any) -> list[Prompt]:
     settings, rejected = config.evaluation, Rejections()
     if not settings.prompts:
         return []
+    notation = run_notation(config, tokenizer)
     if settings.data:
-        questions, rejected = read_questions(settings.data, config.reward.call_format, reports=config.reports)
+        questions, rejected = read_questions(settings.data, notation, reports=config.reports)
+        questions = _in_one_notation(config, questions)
     else:
         # As the training tasks are, if there are any, but from the split that no training data may be drawn from.
         name = next(filter(is_spec, config.data), TOOLWORLD)
         spec = replace(toolworld_spec(name, config.seed), count=settings.prompts, split="test")
-        questions = _toolworld(config, spec)
+        questions = _toolworld(config, notation, spec)
     prompts = render_prompts(
         questions[: settings.prompts], tokenizer, max_length=config.rollout.max_prompt, rejections=rejected
     )
@@ -107,5 +131,12 @@ def toolworld_spec(name: str, seed: int) -> ToolWorldSpec:
     return parse_spec(name, defaults=ToolWorldSpec(count=512, subtasks=(1, 2), seed=seed))
 
 
-def _toolworld(config: RLConfig, spec: ToolWorldSpec) -> list[Question]:
-    return toolworld_questions(spec.tasks(), config.reward.call_format, reports=config.reports)
+def _toolworld(config: RLConfig, notation: CallFormat, spec: ToolWorldSpec) -> list[Question]:
+    return toolworld_questions(spec.tasks(), notation, reports=config.reports)
+
+
+def _in_one_notation(config: RLConfig, questions: list[Question]) -> list[Question]:
+    """The questions; where a notation is given by name, all of them in that one."""
+    if config.reward.call_format == AUTO:
+        return questions
+    return [replace(question, call_format=config.reward.call_format) for question in questions]
