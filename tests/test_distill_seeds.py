@@ -619,7 +619,7 @@ def test_a_plain_seed_line_is_taken_as_it_stands():
     ]
     assert reasons("jsonl", {**row, "kind": "chain"})[0].startswith("kind must be one of sequential")
     assert reasons("jsonl", {"text": "?"}) == [
-        "a seed needs query, tools and reference, or messages and tools"
+        "unknown format with fields text"
     ]
 
 

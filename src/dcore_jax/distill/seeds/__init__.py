@@ -1,6 +1,7 @@
 """Seeds: readers of tool-use data sets, each in its own format, to `SeedSample`s.
 
-A source is `name:path` (`toolace:data.json`, `xlam:hf://datasets/<owner>/<name>/<file>`), or `toolworld:200`.
+A source is a file of any shape that `dcore_jax.data` reads, `name:path` (`toolace:data.json`) where a data set has rules of its
+own, or `toolworld:200`.
 Formats, rules and licences: docs/seeds.md. In every sample
 
 - `history` holds the messages before the query; a report's also holds the query itself, its calls and their
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dcore_jax.data.files import Malformed, file_rows, local_file
+from dcore_jax.data.files import EXTENSIONS, Malformed, file_rows, local_file
 from dcore_jax.data.records import Rejections
 from dcore_jax.distill.sample import SeedSample
 from dcore_jax.distill.seeds import apigen_mt, hammer, jsonl, rlla, toolace, toolworld, xlam
@@ -96,9 +97,12 @@ def parse_seed(source: str, row: Any, origin: str) -> Iterator[SeedSample | Malf
 def _read_source(spec: str) -> Iterator[tuple[str, SeedSample | Malformed]]:
     """Yields the origin of each sample or rejection with it."""
     source, colon, path = spec.partition(":")
+    if source not in SOURCES and Path(spec).suffix in EXTENSIONS:
+        source, colon, path = "jsonl", ":", spec  # each row's shape tells its reader
     if source not in SOURCES or not colon or not path:
         raise UserError(
-            f"seeds {spec!r}: write <source>:<path> with one of {', '.join(_READERS)}, or {TOOLWORLD}:<number>"
+            f"seeds {spec!r}: give a file ({', '.join(EXTENSIONS)}), <source>:<file> with one of {', '.join(_READERS)}, or "
+            f"{TOOLWORLD}:<number>"
         )
     if source == TOOLWORLD:
         for sample in toolworld.read(spec):

@@ -1,90 +1,51 @@
-"""This library's own JSONL, in two forms that one file may mix.
+"""Rows of any shape that `dcore_jax.data` reads (docs/data.md), and this library's own seeds; one file may mix them.
 
 - A seed per line: `query`, `tools`, `reference` (calls), and optionally `policy`, `history` (OpenAI-style messages; a
   system message at its start is the policy), `responses` (one per call), `kind`, `answer`, and `task` to execute in.
-- A conversation per line: `messages` and `tools` as `dcore_jax.data` reads them, optionally `kind` for its last turn.
-  Calls are in `tool_calls` or in the content, in any of the three call formats; thoughts are dropped.
+- Every other shape: a conversation, or a prompt with its reference; optionally `kind` for the last turn. Calls are in
+  `tool_calls` or in the content, in any notation; thoughts are dropped.
 """
 
 from typing import Any
 
-from dcore_jax.calls import Call, parse_response
+from dcore_jax.calls import Call, render_calls
 from dcore_jax.data.files import Malformed
-from dcore_jax.data.records import parse_record
+from dcore_jax.data.records import parse_any_record, parse_record
+from dcore_jax.data.shapes import shape_of
 from dcore_jax.data.tool_schemas import openai_tools
 from dcore_jax.distill.adapters import BFCLTask, TauTask
 from dcore_jax.distill.kinds import detect_kind
 from dcore_jax.distill.sample import KINDS, Kind, SeedSample
+from dcore_jax.distill.seeds import rlla, xlam
 from dcore_jax.distill.seeds.conversation import (
     Conversation,
-    ParsedMessage,
     check_round_trip,
-    exchanges_of,
     validated,
 )
+from dcore_jax.distill.seeds.records import conversation_of, sample_of
 from dcore_jax.distill.seeds.xlam import calls_of
-
-_RESPONSE = "<tool_response>"
 
 
 def read(row: dict[str, Any], origin: str) -> Conversation | SeedSample:
     """The conversation or the seed of a line. Raises `Malformed` with the reason."""
-    if "messages" in row:
-        return _conversation(row, origin)
-    if "query" in row and "reference" in row:
+    shape = shape_of(row)
+    if shape == "seed":
         return _sample(row, origin)
-    raise Malformed("a seed needs query, tools and reference, or messages and tools")
-
-
-def _conversation(row: dict[str, Any], origin: str) -> Conversation:
-    record = parse_record(row, origin=origin)[0]
+    if shape == "xlam":
+        return xlam.conversation(row, origin)
+    if shape == "toolrl" or (shape == "verl" and "<user>" in str(row["prompt"])):
+        return rlla.conversation(row, origin)
+    record = parse_any_record(row, origin=origin)[0]
     if "task" in row:
         raise Malformed(
             "a task on a conversation: its state is that of one query; write a seed with reference"
         )
-    messages = list(record.messages)
-    policy = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
-    return Conversation(
-        source="jsonl",
-        origin=origin,
-        policy=policy.strip(),
-        tools=openai_tools(record.tools or ()),
-        exchanges=exchanges_of(map(_parse_message, messages)),
-        last_only=record.loss_turns == "last",
-        kind=_kind(row),
-    )
-
-
-def _parse_message(message: dict[str, Any]) -> ParsedMessage:
-    role, content = message["role"], message["content"]
-    if role == "user" and content.lstrip().startswith(_RESPONSE):
-        return ParsedMessage(
-            "tool", content.strip().removeprefix(_RESPONSE).removesuffix("</tool_response>").strip()
-        )
-    if role == "tool":
-        return ParsedMessage("tool", content)
-    if role == "user":
-        return ParsedMessage("user", content)
-    if role == "system":
-        raise Malformed("a system message after the first message")
-    if "tool_calls" in message:
-        calls = tuple(Call(**call["function"]) for call in message["tool_calls"])
-        return ParsedMessage("assistant", parse_response(content, "python").reply, calls)
-    return _parse_content(content)
-
-
-def _parse_content(content: str) -> ParsedMessage:
-    """An assistant message whose calls are in its content. Both tagged formats are tried: their argument keys differ."""
-    formats = ("qwen", "tags") if "<tool_call>" in content else ("tags", "python")
-    parsed = [parse_response(content, name) for name in formats]
-    if "<tool_call>" in content:
-        readable = next((found for found in parsed if found.calls), None)
-        if readable is None:
-            raise Malformed(f"an assistant turn that cannot be read: {parsed[0].error}")
-        return ParsedMessage("assistant", readable.reply, readable.calls or ())
-    if parsed[1].calls is None:
-        raise Malformed(f"an assistant turn that cannot be read: {parsed[1].error}")
-    return ParsedMessage("assistant", "" if parsed[1].calls else parsed[0].reply, parsed[1].calls)
+    if record.reference is None:
+        return conversation_of(record, "jsonl", _kind(row))
+    if shape == "api_bank":
+        turn = render_calls(record.reference.calls, "tags")
+        return rlla.conversation({"instruction": row["system"], "input": row["user"], "output": turn}, origin)
+    return sample_of(record, "jsonl", _kind(row))
 
 
 def _sample(row: dict[str, Any], origin: str) -> SeedSample:

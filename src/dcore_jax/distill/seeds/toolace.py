@@ -4,17 +4,15 @@ The tools are a JSON list inside the system text; the assistant calls as `[Name 
 inside other text; one `tool` message answers all calls of a message with a JSON list.
 """
 
-import contextlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from dcore_jax.calls import Call, parse_calls
+from dcore_jax.calls import parse_any_response
 from dcore_jax.data.files import Malformed
 from dcore_jax.data.tool_schemas import openai_tools, tool_name
 from dcore_jax.distill.seeds.conversation import Conversation, ParsedMessage, exchanges_of
-from dcore_jax.errors import UserError
 
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "tool": "tool"}
 _INTRODUCTION = re.compile(r"\blist of functions in JSON format[^\n:]*+:?+\s*+", re.IGNORECASE)
@@ -29,11 +27,6 @@ _CALLING_RULE = re.compile(
     r"|You SHOULD NOT include any other text in the response)"
     r"[^.\n\[]*+(?:\[[^\]]*+\])?+[^\S\n]*+\.?+[^\S\n]*+",
     re.IGNORECASE,
-)
-_AWKWARD = re.compile(r"[()\[\]{}=,\"'\\<>]")
-_CONSTANTS = {"true": "True", "false": "False", "null": "None"}
-_STRING_OR_CONSTANT = re.compile(
-    r'"(?:[^"\\]++|\\.)*+"|\'(?:[^\'\\]++|\\.)*+\'|(?<=[=:,\[\s])(?:true|false|null)(?=\s*[,)\]}])', re.DOTALL
 )
 _ATTEMPTS = 64  # opening brackets tried as the start of the list of tools
 
@@ -82,72 +75,15 @@ def _without_introduction(text: str) -> str:
     return text[: max(text.rfind(mark, 0, found[-1].start()) for mark in "\n.") + 1]
 
 
-def find_calls(text: str, names: Sequence[str]) -> tuple[tuple[Call, ...], str]:
-    """`(calls, text)`: the bracketed calls of a message, and the text around them.
-
-    A message that is in brackets as a whole is calls; inside other text, only a bracket that begins with the name of an
-    offered tool and a parenthesis is.
-
-    Raises:
-      Malformed: such a bracket that cannot be parsed.
-    """
-    whole = text.strip()
-    if whole.startswith("[") and whole.endswith("]"):
-        return _parse(whole, names), ""
-    for span in _spans(text, names):
-        calls = _parse(text[span.start : span.stop], names)
-        return calls, f"{text[: span.start].strip()}\n{text[span.stop :].strip()}".strip()
-    return (), whole
-
-
 def _parse_message(turn: Any, names: Sequence[str]) -> ParsedMessage:
     if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
         raise Malformed("a message without text")
     role = _ROLES.get(str(turn.get("from")))
     if role == "assistant":
-        calls, words = find_calls(turn["value"], names)
-        return ParsedMessage("assistant", words, calls)
+        parsed, _ = parse_any_response(turn["value"], names)
+        if parsed.calls is None:
+            raise Malformed("calls that cannot be read")
+        return ParsedMessage("assistant", parsed.reply, parsed.calls)
     if role is None:
         raise Malformed(f"unknown speaker {str(turn.get('from'))[:40]!r}")
     return ParsedMessage("user" if role == "user" else "tool", turn["value"])
-
-
-def _parse(text: str, names: Sequence[str]) -> tuple[Call, ...]:
-    with contextlib.suppress(UserError):
-        return parse_calls(text, "python")
-    try:
-        return parse_calls(_repair(text, names), "python")
-    except UserError:
-        raise Malformed("calls that cannot be read") from None
-
-
-def _repair(text: str, names: Sequence[str]) -> str:
-    """The calls with Python's constants for JSON's, and with quotes around offered names that are no plain words."""
-    if awkward := [name for name in names if _AWKWARD.search(name)]:
-        called = rf"(^\[\s*|\)\s*,\s*)({'|'.join(map(re.escape, awkward))})(?=\s*\()"
-        text = re.sub(called, lambda match: match[1] + json.dumps(match[2], ensure_ascii=False), text)
-    return _STRING_OR_CONSTANT.sub(lambda match: _CONSTANTS.get(match[0], match[0]), text)
-
-
-def _spans(text: str, names: Sequence[str]) -> Iterator[range]:
-    """The span of a call list of an offered tool inside other text, with balanced brackets; at most one."""
-    if not names:
-        return
-    opening = re.search(rf"\[\s*(?:{'|'.join(map(re.escape, names))})\s*\(", text)
-    if opening is None:
-        return
-    depth, quote, at = 0, "", opening.start()
-    while at < len(text):
-        character = text[at]
-        if quote:
-            at += character == "\\"
-            quote = "" if character == quote else quote
-        elif character in "\"'":
-            quote = character
-        else:
-            depth += (character in "[({") - (character in "])}")
-            if depth == 0:
-                yield range(opening.start(), at + 1)
-                return
-        at += 1
-    raise Malformed("calls that cannot be read")
