@@ -250,6 +250,6 @@ _FILE_ONLY = (
 )  # fmt: skip
 # What an algorithm is, rather than a number of it.
 _STRUCTURE = (
-    "advantage", "ratio", "region_weighting", "kl_cov_ratio", "kl_estimator", "overlong_buffer", "drop_overlong",
+    "advantage", "group_std", "ratio", "region_weighting", "kl_cov_ratio", "kl_estimator", "overlong_buffer", "drop_overlong",
     "region_rules",
 )  # fmt: skip

@@ -111,7 +111,14 @@ class Learner:
             reference, _ = self._by_chunks(params, sequences)
         ids = [rollout.sample.ids for rollout in flat]
         call_format, rules = config.reward.call_format, algorithm.region_rules
-        regions = response_regions(ids, token_bytes, call_format, length=sequences.mask.shape[1], rules=rules)
+        regions = response_regions(
+            ids,
+            token_bytes,
+            call_format,
+            length=sequences.mask.shape[1],
+            rules=rules,
+            in_thought=[rollout.prompt.opening.rstrip().endswith("<think>") for rollout in flat],
+        )
         mask = sequences.mask
         if algorithm.drop_overlong:
             cut = np.array([rollout.sample.finish_reason == "length" for rollout in flat])
