@@ -91,7 +91,7 @@ class AlgorithmConfig:
     low_var_kl: k3 cut off at 10 (release)."""
     importance_cap: float | None = None
     """Cap of the importance weights pi_trainer / pi_engine, in no paper; 0: no weights;
-    None: no weights with the native engine, a cap of 2 with vLLM."""
+    None: a cap of 2 with vLLM or weights one step old, else no weights."""
 
     dynamic_sampling: bool = False
     """Replace groups without reward variance by new samples. DAPO, and a GRPO baseline of D-CORE's release."""
