@@ -74,7 +74,7 @@ def token_entropies(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return -np.sum(np.exp(table) * table, axis=-1)[previous_tokens(tokens)]
 
 
-def advantages(rollouts: Rollouts, kind: str, scale: float) -> np.ndarray:
+def advantages(rollouts: Rollouts, kind: str, scale: float, ddof: int = 1) -> np.ndarray:
     """GRPO, Dr.GRPO, DA-GRPO or RL-ZVP (the paper's, or the release's by the reward's sign), one token at a time."""
     entropy = token_entropies(rollouts.old, rollouts.tokens)
     out = np.zeros(rollouts.tokens.shape)
@@ -82,7 +82,7 @@ def advantages(rollouts: Rollouts, kind: str, scale: float) -> np.ndarray:
         members = rollouts.rewards[rollouts.groups == group]
         for t in range(rollouts.lengths[i]):
             centred = reward - members.mean()
-            out[i, t] = centred if kind == "dr_grpo" else centred / (members.std(ddof=1) + 1e-6)
+            out[i, t] = centred if kind == "dr_grpo" else centred / (members.std(ddof=ddof) + 1e-6)
             if kind == "da_grpo" and centred == 0:
                 out[i, t] = scale * min(ALPHA * entropy[i, t], DELTA)
             highest = entropy[i, : rollouts.lengths[i]].max()
@@ -103,9 +103,11 @@ def region_weights(rollouts: Rollouts, table: list[float]) -> np.ndarray:
     return out
 
 
-def top_covariance(rollouts: Rollouts, values: np.ndarray, ratio: float) -> set[tuple[int, int]]:
-    """The tokens KL-Cov penalises."""
-    logprobs = token_logprobs(rollouts.old, rollouts.tokens)
+def top_covariance(
+    logits: np.ndarray, rollouts: Rollouts, values: np.ndarray, ratio: float
+) -> set[tuple[int, int]]:
+    """The tokens KL-Cov penalises in an update that starts from `logits`."""
+    logprobs = token_logprobs(logits, rollouts.tokens)
     places = [(i, t) for i, length in enumerate(rollouts.lengths) for t in range(length)]
     mean_a = np.mean([values[p] for p in places])
     mean_l = np.mean([logprobs[p] for p in places])
@@ -129,13 +131,19 @@ def loss(
     weights: list[float] | None = None,
     kl_cov: float = 0.0,
     max_length: int = 5,
+    ddof: int = 1,
+    start: np.ndarray | None = None,
 ) -> float:
-    """The loss of one step as the papers write it, with `np.inf` for a clip that is off."""
-    values = advantages(rollouts, advantage, scale)
+    """The loss of one step as the papers write it, with `np.inf` for a clip that is off.
+
+    `start` are the logits at which KL-Cov chooses, by default those of the loss.
+    """
+    values = advantages(rollouts, advantage, scale, ddof)
     current = token_logprobs(logits, rollouts.tokens)
     old = token_logprobs(rollouts.old, rollouts.tokens)
     reference = token_logprobs(rollouts.reference, rollouts.tokens)
-    penalised = top_covariance(rollouts, values, kl_cov) if kl_cov else set()
+    chosen_at = logits if start is None else start
+    penalised = top_covariance(chosen_at, rollouts, values, kl_cov) if kl_cov else set()
     weight = region_weights(rollouts, weights) if weights else np.ones_like(current)
     per_response, tokens, weighed = [], 0, 0.0
     for i, length in enumerate(rollouts.lengths):
@@ -171,5 +179,6 @@ def gradient(logits: np.ndarray, rollouts: Rollouts, **options) -> np.ndarray:
     for place in np.ndindex(logits.shape):
         shift = np.zeros_like(logits)
         shift[place] = step
-        out[place] = loss(logits + shift, rollouts, **options) - loss(logits - shift, rollouts, **options)
+        above = loss(logits + shift, rollouts, start=logits, **options)
+        out[place] = above - loss(logits - shift, rollouts, start=logits, **options)
     return out / (2 * step)

@@ -110,7 +110,7 @@ def test_fields_read_while_sampling_are_relevant_with_their_switch():
 def test_a_change_without_effect_is_refused_by_name():
     with pytest.raises(
         UserError,
-        match=r"^algorithm.alpha=0.4 changes nothing in grpo; its options are advantage, ratio, clip_low",
+        match=r"^algorithm.alpha=0.4 changes nothing in grpo; its options are advantage, group_std, ratio, clip_low",
     ):
         check_changes(replace(algorithm_preset("grpo"), alpha=0.4))
     rest = algorithm_preset("rest")

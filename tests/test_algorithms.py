@@ -16,6 +16,7 @@ from dcore_jax.algorithms import (
     ALGORITHMS,
     PRESETS,
     algorithm_preset,
+    choose_penalised,
     policy_batch,
     policy_batch_denominator,
     policy_batch_loss,
@@ -169,6 +170,71 @@ def test_weights_from_entropies_move_from_the_first_step_however_certain_a_regio
     )  # 1,000 steps of 0.003: format falls from the bound, parameters rise
     np.testing.assert_allclose(found[0], start / start.mean(), rtol=1e-5)
     np.testing.assert_allclose(found[1], later / later.mean(), rtol=1e-5)
+
+
+def test_rest_divides_by_the_standard_deviation_over_g_in_its_paper_alone():
+    rewards, groups, mask = (
+        np.array([1.0, 0.0, 0.0, 0.0, 2.0, 4.0]),
+        np.array([5, 5, 5, 5, 1, 1]),
+        np.ones((6, 2)),
+    )
+    regions = np.full((6, 2), Region.NAME)
+    # (R - mean) / sqrt(sum (R - mean)^2 / G), by hand: mean 1/4, variance 3/16; mean 3, variance 1.
+    by_g = np.array([np.sqrt(3), *[-1 / np.sqrt(3)] * 3, -1, 1])
+    size = np.array([4, 4, 4, 4, 2, 2])
+    for preset, expected in (("paper", by_g), ("release", by_g * np.sqrt((size - 1) / size))):
+        batch = policy_batch(
+            algorithm_preset("rest", preset),
+            rewards,
+            groups,
+            mask,
+            np.zeros((6, 2), np.float32),
+            regions=regions,
+        )
+        np.testing.assert_allclose(batch.advantages, np.tile(expected[:, None], 2), atol=1e-5)
+    with pytest.raises(UserError, match="group_std 'g' is unknown; choose one of sample, population"):
+        adv.grpo(rewards, groups, mask, group_std="g")
+
+
+@pytest.mark.parametrize(
+    ("preset", "step", "parameters"),
+    [
+        ("paper", 100, 1.1),
+        ("paper", 300, 1.7),
+        ("paper", 9000, 8.0),
+        ("release", 300, 1.2),
+        ("release", 200, 1.0),
+    ],
+)
+def test_rest_s_weight_of_parameters_rises_to_w_max_and_in_the_release_to_1_2(preset, step, parameters):
+    regions = np.tile([Region.NAME, Region.PARAMETERS, Region.NAME], (4, 1))
+    batch = policy_batch(
+        algorithm_preset("rest", preset), REWARDS, GROUPS, MASK, OLD, regions=regions, progress=step
+    )
+    np.testing.assert_allclose(
+        batch.token_weights[0, 1] / batch.token_weights[0, 0], parameters / 1.2, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_no_paper_preset_has_the_dual_clip_that_no_paper_has(name):
+    assert algorithm_preset(name, "paper").dual_clip is None
+
+
+def test_kl_cov_chooses_in_the_update_by_the_policy_that_is_updated():
+    config = replace(algorithm_preset("kl_cov"), kl_cov_ratio=0.25)
+    batch = policy_batch(config, REWARDS, GROUPS, MASK, OLD)
+    assert batch.penalised is None  # a step's rollouts choose nothing: its updates do
+    logprobs = OLD.copy()
+    logprobs[0, 1], logprobs[1, 2] = -0.1, -3.0  # likely with A > 0, unlikely with A < 0
+    half = jax.tree.map(lambda leaf: leaf[:2], batch)
+    a, p = np.array([[0.70711] * 3, [-0.70711] * 3]), logprobs[:2].astype(np.float64)
+    covariance = (a - a.mean()) * (p - p.mean())
+    expected = covariance == covariance.max()
+    assert expected.sum() == 1 and expected[1, 2]
+    np.testing.assert_array_equal(choose_penalised(config, logprobs[:2], half).penalised, expected)
+    _, sums = policy_batch_loss(config, logprobs[:2], half, denominator=6.0)
+    assert sums.penalised == 1
 
 
 def test_rl_zvp_needs_to_know_what_is_right():

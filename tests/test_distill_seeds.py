@@ -618,9 +618,7 @@ def test_a_plain_seed_line_is_taken_as_it_stands():
         "another number of responses than of reference calls"
     ]
     assert reasons("jsonl", {**row, "kind": "chain"})[0].startswith("kind must be one of sequential")
-    assert reasons("jsonl", {"text": "?"}) == [
-        "unknown format with fields text"
-    ]
+    assert reasons("jsonl", {"text": "?"}) == ["unknown format with fields text"]
 
 
 _SEED = {

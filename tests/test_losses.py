@@ -14,6 +14,7 @@ from dcore_jax import losses
 from dcore_jax.algorithms import (
     ALGORITHMS,
     algorithm_preset,
+    choose_penalised,
     policy_batch,
     policy_batch_denominator,
     policy_batch_loss,
@@ -22,7 +23,7 @@ from dcore_jax.errors import UserError
 
 # What each preset must compute, written out from the papers and the releases, not read from the configs.
 DCORE = {"low": 0.2, "high": 0.2, "dual": 3.0, "kl": 0.001}
-TEXT = {**DCORE, "aggregation": "sequence_mean"}
+TEXT = {"low": 0.2, "high": 0.2, "kl": 0.001, "aggregation": "sequence_mean"}  # no text has the dual clip
 CODE = {**DCORE, "kl_limit": 10.0}
 GSPO = {"low": 3e-4, "high": 4e-4, "aggregation": "sequence_mean", "sequence_ratio": True}
 EXPECTED = {
@@ -41,7 +42,12 @@ EXPECTED = {
     ("dapo", "release"): {"low": 0.2, "high": 0.28, "dual": 10.0},
     ("gspo", "paper"): GSPO,
     ("gspo", "release"): {**GSPO, "kl": 0.001, "kl_limit": 10.0},
-    ("rest", "paper"): {**TEXT, "kl": 0.0, "weights": [1.0, 0.95 - 0.3, 1.2, 0.8 + 0.3, 0.016 + 0.006]},
+    ("rest", "paper"): {
+        **TEXT,
+        "kl": 0.0,
+        "ddof": 0,
+        "weights": [1.0, 0.95 - 0.3, 1.2, 0.8 + 0.3, 0.016 + 0.006],
+    },
     ("rest", "release"): {**CODE, "kl": 0.0, "weights": [0, 1.0, 1.2, 0.8, 0.8], "aggregation": "weighted"},
     ("rl_zvp", "paper"): {**TEXT, "advantage": "rl_zvp"},
     ("rl_zvp", "release"): {**CODE, "advantage": "rl_zvp_release", "scale": 2.0},
@@ -130,6 +136,8 @@ def test_microbatches_add_up_to_the_whole(name, preset):
     rollouts = hand.sample_rollouts(5)
     logits = jnp.asarray(rollouts.old + 0.5 * rollouts.reference, jnp.float32)
     batch = rollout_batch(config, rollouts)
+    # KL-Cov chooses once, among all tokens of the minibatch.
+    batch = choose_penalised(config, jnp.float32(hand.token_logprobs(logits, rollouts.tokens)), batch)
     denominator = policy_batch_denominator(config, batch, max_length=MAX_LENGTH)
     whole = library_step(config, logits, rollouts.tokens, batch, denominator)
     parts = [

@@ -246,6 +246,25 @@ def test_sentencepiece_pieces_and_fallback_bytes_are_understood():
     assert pieces == [b" f", b"\xc3", b"\xa9", b"("] and b"".join(pieces).decode() == " fé("
 
 
+@pytest.mark.parametrize("call_format", CALL_FORMATS)
+@pytest.mark.parametrize(
+    "text", ["I need the [f(a=1)] of", "one <tool_call>{", "<think>again", "[f(a=1)]", " "]
+)
+def test_a_thought_that_the_length_limit_cut_off_is_thinking_also_where_the_prompt_opened_it(
+    text, call_format
+):
+    spans = region_spans(text, call_format, in_thought=True)
+    assert {span.region for span in spans} - {Region.FORMAT} == {Region.THINKING}
+    assert sum(span.end - span.start for span in spans) == len(text)
+    closed = f"{text}</think>"  # a thought that ends is marked as it was
+    assert region_spans(closed, call_format, in_thought=True) == region_spans(closed, call_format)
+    tokenizer = byte_tokenizer()
+    rows = [tokenizer.encode("I need")] * 2
+    got = response_regions(rows, tokenizer, call_format, length=8, in_thought=[True, False])
+    assert set(got[0, : len(rows[0])]) == {Region.THINKING} and not got[0, len(rows[0]) :].any()
+    assert not got[1].any()
+
+
 def test_responses_are_padded_and_mistakes_are_named():
     tokenizer = byte_tokenizer()
     rows = [tokenizer.encode(text) for text in ("[f()]", "hi", "")]

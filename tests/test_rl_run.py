@@ -496,3 +496,54 @@ def test_a_mistake_in_a_group_is_named(values, message):
 def test_a_number_out_of_range_is_named(changes, message):
     with pytest.raises(UserError, match=message):
         RLConfig(**changes)
+
+
+@pytest.mark.parametrize("preset", ["paper", "release"])
+def test_rest_without_more_words_runs_rest_s_reward_and_numbers(preset):
+    config = config_from_dict(RLConfig, {"model": "x", "algorithm": {"name": "rest", "preset": preset}})
+    assert config.reward_preset == f"rest_{preset}"
+    assert (config.prompts, config.prompts // config.updates, config.rollout.group) == (512, 64, 4)
+    assert (config.rollout.max_prompt, config.rollout.max_response, config.epochs) == (2048, 2048, 15)
+    assert config.optimizer.learning_rate == 1e-6 and not config.running_algorithm().needs_reference
+    given = config_from_dict(RLConfig, {"algorithm": "rest", "rollout": {"group": 8}, "prompts": 64})
+    assert (given.prompts, given.rollout.group, given.rollout.max_response) == (64, 8, 2048)
+    assert config_from_dict(RLConfig, {"algorithm": "grpo"}).prompts == 32
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "rates"),
+    [
+        ("qwen3_4b", (1.0, 0.95, 1.2, 0.8, 0.016), (0.0, -0.003, 0.0, 0.003, 6e-5)),  # Table F.1
+        ("llama32_3b", (1.0, 1.0, 1.2, 0.6, 0.6), (0.0, -0.002, 0.0, 0.002, 0.002)),  # Table F.2
+    ],
+)
+def test_the_configs_of_rest_hold_its_tables(name, weights, rates):
+    config = read_config(RLConfig, Path(__file__).parents[1] / "configs" / f"rl_rest_{name}.yaml")
+    assert config.algorithm.region_weights.table() == weights
+    assert config.algorithm.region_rates.table() == rates
+    assert config.reward_preset == "rest_paper"
+    assert config.algorithm.group_std == "population" and config.algorithm.region_ceilings.parameters == 8.0
+    defaults = config_from_dict(RLConfig, {"algorithm": "rest"})
+    assert (config.prompts, config.updates, config.epochs) == (
+        defaults.prompts,
+        defaults.updates,
+        defaults.epochs,
+    )
+    assert config.rollout == defaults.rollout and config.optimizer == defaults.optimizer
+
+
+@pytest.mark.parametrize(
+    ("settings", "cap", "line"),
+    [
+        ({}, None, ""),
+        ({"rollout": {"staleness": 1}}, 2.0, "truncated at 2, in no preset: weights are one step old"),
+        ({"engine": "vllm"}, 2.0, "truncated at 2, in no preset: engine vllm computes them itself"),
+        ({"engine": "vllm", "algorithm": {"importance_cap": 0.0}}, 0.0, "no weights, although engine vllm"),
+        ({"algorithm": {"importance_cap": 1.5}}, 1.5, "truncated at 1.5, in no preset"),
+    ],
+)
+def test_importance_sampling_is_on_where_another_policy_samples_and_the_header_says_so(settings, cap, line):
+    config = config_from_dict(RLConfig, {"model": "x", **settings})
+    assert config.running_algorithm().importance_cap == cap
+    assert line in config.importance_line() and bool(line) == bool(config.importance_line())
+    assert (f"importance_cap: None -> {cap}" in config.changed_numbers()) == (cap is not None)

@@ -109,8 +109,11 @@ def update_once(decoder, padded, algorithm, micro):
     return update(state, minibatch)
 
 
-def test_microbatches_add_up_to_the_minibatch(decoder, padded):
-    algorithm = algorithm_preset("da_grpo", "paper")
+@pytest.mark.parametrize("name", ["da_grpo", "kl_cov"])
+def test_microbatches_add_up_to_the_minibatch(name, decoder, padded):
+    algorithm = algorithm_preset(name, "paper")
+    if name == "kl_cov":
+        algorithm = dataclasses.replace(algorithm, kl_cov_ratio=0.2, kl_cov_coefficient=50.0)
     whole, halves = (update_once(decoder, padded, algorithm, micro) for micro in (1, 2))
     for a, b in zip(jax.tree.leaves(whole[0].params), jax.tree.leaves(halves[0].params)):
         np.testing.assert_allclose(a, b, atol=1e-5)

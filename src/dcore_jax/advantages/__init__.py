@@ -14,7 +14,7 @@ from dcore_jax.advantages.entropy_shaped import (
     shape_by_entropy,
 )
 from dcore_jax.advantages.filters import drop_overlong, has_reward_variance, soft_overlong_penalty
-from dcore_jax.advantages.group_relative import GroupStatistics, dr_grpo, group_statistics, grpo
+from dcore_jax.advantages.group_relative import GroupStatistics, GroupStd, dr_grpo, group_statistics, grpo
 from dcore_jax.advantages.region_weighted import (
     RegionEntropy,
     entropy_region_weights,
@@ -28,6 +28,7 @@ __all__ = [
     "TRIGGERS",
     "EntropySource",
     "GroupStatistics",
+    "GroupStd",
     "RegionEntropy",
     "Trigger",
     "da_grpo",

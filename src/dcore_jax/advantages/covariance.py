@@ -18,7 +18,8 @@ def kl_cov_selection(
     """The share `ratio` of the masked tokens, at least one, whose covariance is largest; detached.
 
     `cov_t = (log pi(y_t) - mean log pi) * (A_t - mean A)`, with means over all masked tokens. Pass all tokens among
-    which to choose, so that the choice does not depend on the split into microbatches. Of equal covariances the
+    which to choose, an update's minibatch, with the log-probabilities of the policy that is updated, so that the choice
+    does not depend on the split into microbatches. Of equal covariances the
     earlier token in row order is taken.
 
     Source:

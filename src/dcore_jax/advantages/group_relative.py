@@ -1,6 +1,6 @@
 """Group-relative advantages without entropy: GRPO and Dr.GRPO."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Num, Shaped
 
 from dcore_jax.advantages.zero_variance import RESOLUTION, group_range
+from dcore_jax.errors import check_choice
 
 # A Python number or a traced scalar.
 Scalar = float | int | np.number | Num[Array, ""]
+GroupStd = Literal["sample", "population"]
+GROUP_STDS: tuple[str, ...] = get_args(GroupStd)
 
 
 class GroupStatistics(NamedTuple):
@@ -67,17 +70,28 @@ def grpo(
     mask: Shaped[Array | np.ndarray, "responses tokens"],
     *,
     std_epsilon: Scalar = 1e-6,
+    group_std: str = "sample",
 ) -> Float[Array, "responses tokens"]:
-    """GRPO: `A_i = (R_i - mean) / (std + std_epsilon)` within the prompt group, std with n - 1.
+    """GRPO: `A_i = (R_i - mean) / (std + std_epsilon)` within the prompt group.
 
     The same for every token of response i and 0 outside `mask`. Exactly 0 in a group without reward variance
     (`zero_variance_groups`). No gradient flows through it.
 
+    Args:
+      group_std: `sample`: std with n - 1. `population`: with n, as ResT writes it.
+
+    Raises:
+      UserError: an unknown `group_std`.
+
     Source:
-      2402.03300, section 4.1.2 (outcome supervision).
+      2402.03300, section 4.1.2 (outcome supervision); ResT, 2509.21826, Eq. 15.
     """
+    check_choice("group_std", group_std, GROUP_STDS)
     statistics = group_statistics(rewards, groups)
-    return _on_tokens(statistics.deviation / (statistics.std + std_epsilon), mask)
+    std = statistics.std
+    if group_std == "population":
+        std = std * jnp.sqrt((statistics.size - 1) / statistics.size)
+    return _on_tokens(statistics.deviation / (std + std_epsilon), mask)
 
 
 def dr_grpo(

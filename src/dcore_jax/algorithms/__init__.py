@@ -2,6 +2,7 @@
 
 from dcore_jax.algorithms.batch import (
     PolicyBatch,
+    choose_penalised,
     policy_batch,
     policy_batch_denominator,
     policy_batch_loss,
@@ -19,6 +20,7 @@ __all__ = [
     "PresetName",
     "algorithm_preset",
     "check_changes",
+    "choose_penalised",
     "policy_batch",
     "policy_batch_denominator",
     "policy_batch_loss",

@@ -27,7 +27,7 @@ class PolicyBatch(NamedTuple):
     ref_logprobs: Float[Array, "responses tokens"] | None
     token_weights: Float[Array, "responses tokens"] | None  # ResT
     importance_weights: Float[Array, "responses tokens"] | None  # against the engine
-    penalised: Bool[Array, "responses tokens"] | None  # KL-Cov
+    penalised: Bool[Array, "responses tokens"] | None  # KL-Cov's choice, once an update has made it
 
 
 def policy_batch(
@@ -83,7 +83,7 @@ def policy_batch(
         )
     values, replaced = _advantages(config, rewards, groups, inside, old_logprobs, old_entropy, correct)
 
-    token_weights = importance_weights = penalised = None
+    token_weights = importance_weights = None
     if config.needs_regions:
         if regions is None:
             raise UserError("region weights need regions, made by dcore_jax.regions.response_regions")
@@ -94,11 +94,9 @@ def policy_batch(
         importance_weights = losses.truncated_importance_weights(
             old_logprobs, engine_logprobs, inside, cap=config.importance_cap
         )
-    if config.kl_cov_ratio:
-        penalised = adv.kl_cov_selection(old_logprobs, values, inside, ratio=config.kl_cov_ratio)
     reference = jnp.asarray(ref_logprobs, jnp.float32) if config.needs_reference else None
     return PolicyBatch(
-        inside, old_logprobs, values, replaced, reference, token_weights, importance_weights, penalised
+        inside, old_logprobs, values, replaced, reference, token_weights, importance_weights, None
     )
 
 
@@ -107,7 +105,7 @@ def _advantages(
 ) -> tuple[Array, Array]:
     """The advantage of every token, and which of them are shaped by entropy."""
     if config.advantage == "grpo":
-        return adv.grpo(rewards, groups, inside), jnp.zeros_like(inside)
+        return adv.grpo(rewards, groups, inside, group_std=config.group_std), jnp.zeros_like(inside)
     if config.advantage == "dr_grpo":
         return adv.dr_grpo(rewards, groups, inside), jnp.zeros_like(inside)
     replaced = adv.entropy_triggered(rewards, groups, inside, zeta=config.zeta, trigger=config.trigger)
@@ -178,6 +176,24 @@ def policy_batch_denominator(
     )
 
 
+def choose_penalised(
+    config: AlgorithmConfig, logprobs: Float[Array | np.ndarray, "responses tokens"], batch: PolicyBatch
+) -> PolicyBatch:
+    """The batch of an update with KL-Cov's choice of tokens, where the algorithm makes one.
+
+    Args:
+      logprobs: log-probabilities of the tokens of the whole minibatch under the policy before the update.
+      batch: the whole minibatch.
+
+    Source:
+      2505.22617: the covariance is taken in each update, with the current log-probabilities.
+    """
+    if not config.kl_cov_ratio:
+        return batch
+    chosen = adv.kl_cov_selection(logprobs, batch.advantages, batch.mask, ratio=config.kl_cov_ratio)
+    return batch._replace(penalised=chosen)
+
+
 def policy_batch_loss(
     config: AlgorithmConfig,
     logprobs: Float[Array | np.ndarray, "responses tokens"],
@@ -191,7 +207,8 @@ def policy_batch_loss(
     Args:
       config: the algorithm.
       logprobs: log-probabilities of the tokens under the current policy; the loss is differentiable in them.
-      batch: rows of what `policy_batch` made; they may cut groups apart.
+      batch: rows of what `policy_batch` made; they may cut groups apart. Where KL-Cov has not chosen its tokens yet
+        (`choose_penalised` of the minibatch) they are the minibatch, and it chooses among them.
       denominator: `policy_batch_denominator` of the whole minibatch.
       entropy: entropies of the current policy in nats; needed by `entropy_source="current"` only.
 
@@ -199,6 +216,8 @@ def policy_batch_loss(
       UserError: `entropy` is needed and missing.
     """
     values = batch.advantages
+    if batch.penalised is None:
+        batch = choose_penalised(config, logprobs, batch)
     if config.advantage == "da_grpo" and config.entropy_source == "current":
         current = adv.select_entropy("current", current=entropy)
         values = adv.shape_by_entropy(

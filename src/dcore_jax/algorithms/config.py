@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from dcore_jax.advantages import EntropySource, Trigger
+from dcore_jax.advantages import EntropySource, GroupStd, Trigger
 from dcore_jax.errors import UserError, check_choice
 from dcore_jax.losses import Aggregation, KLEstimator, Ratio
 from dcore_jax.regions.region import PAPER_RULES, RegionRules, RegionValues
@@ -17,7 +17,8 @@ from dcore_jax.regions.region import PAPER_RULES, RegionRules, RegionValues
 # ResT Table F.1 (Qwen3). The text gives no number for tokens outside the regions: 1 is neutral.
 _QWEN3_WEIGHTS = RegionValues(outside=1.0, format=0.95, name=1.2, parameters=0.8, thinking=0.016)
 _QWEN3_RATES = RegionValues(format=-0.003, parameters=0.003, thinking=6e-5)
-_CEILINGS = RegionValues(outside=1.0, format=1.0, name=1.2, parameters=1.2, thinking=1.0)
+# Eq. 16 and 17 stop a rise at w_max alone.
+_CEILINGS = RegionValues(outside=8.0, format=8.0, name=8.0, parameters=8.0, thinking=8.0)
 
 AlgorithmName = Literal["da_grpo", "grpo", "dr_grpo", "dapo", "gspo", "rest", "rl_zvp", "kl_cov"]
 PresetName = Literal["paper", "release"]
@@ -38,6 +39,10 @@ class AlgorithmConfig:
 
     advantage: Literal["grpo", "dr_grpo", "da_grpo", "rl_zvp"] = "grpo"
     """Advantage function; DAPO, GSPO, ResT and KL-Cov use GRPO's."""
+    group_std: GroupStd = "sample"
+    """Standard deviation of a group's rewards that GRPO's advantage is divided by.
+    sample: with n - 1 (release);
+    population: with n (ResT Eq. 15)."""
     alpha: float = 0.1
     """Slope of the entropy bonus min(alpha * H, delta), per nat. 0.1 in D-CORE Eq. 7; its Table 3 sweeps 0.01 to 1."""
     delta: float = 0.5
@@ -68,7 +73,7 @@ class AlgorithmConfig:
     clip_high: float | None = 0.2
     """The ratio is clipped above at 1 + clip_high; None: no clip. 0.2 in D-CORE, 0.28 in DAPO, 4e-4 in GSPO."""
     dual_clip: float | None = 3.0
-    """Bound of the ratio where A < 0 (1912.09729); None: no bound.
+    """Bound of the ratio where A < 0 (1912.09729); None: no bound, as in every paper preset.
     3 is the default of the framework behind D-CORE's release, 10 its DAPO script's; no paper's text has it."""
     aggregation: Aggregation = "token_mean"
     """How the tokens' losses become one number.
@@ -86,7 +91,7 @@ class AlgorithmConfig:
     low_var_kl: k3 cut off at 10 (release)."""
     importance_cap: float | None = None
     """Cap of the importance weights pi_trainer / pi_engine, in no paper; 0: no weights;
-    None: no weights with the native engine, a cap of 2 with vLLM."""
+    None: a cap of 2 with vLLM or weights one step old, else no weights."""
 
     dynamic_sampling: bool = False
     """Replace groups without reward variance by new samples. DAPO, and a GRPO baseline of D-CORE's release."""
@@ -115,7 +120,8 @@ class AlgorithmConfig:
     region_rates: RegionValues = _QWEN3_RATES
     """Change of the region weights per training step. ResT Table F.1: alpha_f = alpha_p = 0.003, alpha_t = 6e-5."""
     region_ceilings: RegionValues = _CEILINGS
-    """Where a rise of the fixed weights stops; those from entropies rise to weight_max. 1.2 and 1 are the release's."""
+    """Where a rise of the fixed weights stops; those from entropies rise to weight_max.
+    weight_max in ResT Eq. 16; 1.2 and 1 in the release."""
     weight_min: float = 0.001
     """Lower bound of the region weights before they are normalised to mean 1. 0.001 in ResT's release."""
     weight_max: float = 8.0

@@ -15,8 +15,8 @@ ALGORITHMS: tuple[str, ...] = get_args(AlgorithmName)
 
 def _presets() -> dict[tuple[str, str], AlgorithmConfig]:
     release = AlgorithmConfig()
-    # D-CORE's text: mean over each sequence first, plain k3.
-    paper = replace(release, aggregation="sequence_mean", kl_estimator="k3")
+    # D-CORE's text: mean over each sequence first, plain k3. The dual clip is the framework's default, in no paper's text.
+    paper = replace(release, aggregation="sequence_mean", kl_estimator="k3", dual_clip=None)
     dr_grpo = AlgorithmConfig(advantage="dr_grpo", aggregation="constant_length", kl_coefficient=0.0)
     dapo = AlgorithmConfig(clip_high=0.28, kl_coefficient=0.0, dynamic_sampling=True, overlong_buffer=0.2)
     gspo = AlgorithmConfig(
@@ -39,13 +39,15 @@ def _presets() -> dict[tuple[str, str], AlgorithmConfig]:
         # 2507.18071 leaves the KL term out; the release's script keeps it.
         ("gspo", "paper"): replace(gspo, kl_coefficient=0.0),
         ("gspo", "release"): gspo,
-        ("rest", "paper"): replace(rest, aggregation="sequence_mean"),
+        # Eq. 15 divides by the standard deviation over G, Eq. 16 bounds a rising weight by w_max alone.
+        ("rest", "paper"): replace(rest, aggregation="sequence_mean", dual_clip=None, group_std="population"),
         # The authors' code runs the Llama values for every model, keeps format constant and caps parameters at 1.2.
         ("rest", "release"): replace(
             rest,
             aggregation="weighted_token_mean",
             region_weights=RegionValues(outside=0.0, format=1.0, name=1.2, parameters=0.6, thinking=0.6),
             region_rates=RegionValues(parameters=0.002, thinking=0.002),
+            region_ceilings=RegionValues(outside=1.0, format=1.0, name=1.2, parameters=1.2, thinking=1.0),
             region_rules=RELEASE_RULES,
         ),
         ("rl_zvp", "paper"): replace(paper, advantage="rl_zvp", trigger="group"),

@@ -24,6 +24,7 @@ def relevant_fields(config: AlgorithmConfig) -> frozenset[str]:
     relevant = {
         **dict.fromkeys(("alpha", "scale", "zeta", "trigger"), shaped),
         **dict.fromkeys(("delta", "entropy_source"), da_grpo),
+        "group_std": config.advantage == "grpo",
         "correct": config.advantage == "rl_zvp",
         **dict.fromkeys(("clip_low", "dual_clip"), negative),
         "kl_estimator": config.kl_coefficient != 0,

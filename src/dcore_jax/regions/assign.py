@@ -22,6 +22,7 @@ def token_regions(
     call_format: str,
     *,
     rules: RegionRules = PAPER_RULES,
+    in_thought: bool = False,
 ) -> Int8[np.ndarray, "tokens"]:
     """The `Region` of every sampled token of one response; any ids give a result.
 
@@ -32,6 +33,7 @@ def token_regions(
       tokenizer: a Hugging Face tokenizer, or a `TokenBytes` of one, made once for many responses.
       call_format: one of `calls.CALL_FORMATS`.
       rules: where the borders of regions are.
+      in_thought: the prompt opened the thought, as in `region_spans`.
 
     Raises:
       UserError: an unknown call format.
@@ -40,7 +42,7 @@ def token_regions(
     pieces = token_bytes(token_ids)
     text = b"".join(pieces)
     region_of_byte = np.full(len(text), Region.OUTSIDE, dtype=np.int64)
-    for start, end, region in region_spans(text, call_format, rules=rules):
+    for start, end, region in region_spans(text, call_format, rules=rules, in_thought=in_thought):
         region_of_byte[start:end] = region
     token_of_byte = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
     cells = len(pieces) * len(Region)
@@ -57,11 +59,13 @@ def response_regions(
     *,
     length: int,
     rules: RegionRules = PAPER_RULES,
+    in_thought: Sequence[bool] | None = None,
 ) -> Int8[np.ndarray, "responses tokens"]:
     """`token_regions` of many responses, padded with `Region.OUTSIDE` to `length` tokens.
 
     Args:
       call_format: of all responses, or of each.
+      in_thought: of each, whether its prompt opened the thought; None: of none.
 
     Raises:
       UserError: a response is longer than `length`, or an unknown call format.
@@ -72,5 +76,8 @@ def response_regions(
     for row, (token_ids, notation) in enumerate(zip(responses, notations, strict=True)):
         if len(token_ids) > length:
             raise UserError(f"response {row} has {len(token_ids)} tokens, length is {length}; raise length")
-        regions[row, : len(token_ids)] = token_regions(token_ids, token_bytes, notation, rules=rules)
+        begun = in_thought is not None and in_thought[row]
+        regions[row, : len(token_ids)] = token_regions(
+            token_ids, token_bytes, notation, rules=rules, in_thought=begun
+        )
     return regions

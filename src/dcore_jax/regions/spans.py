@@ -42,7 +42,9 @@ _SPACES = " \t\r\n"
 _REGION_OF_KEY = {"name": Region.NAME, "parameters": Region.PARAMETERS, "arguments": Region.PARAMETERS}
 
 
-def region_spans(text: bytes | str, call_format: str, *, rules: RegionRules = PAPER_RULES) -> list[Span]:
+def region_spans(
+    text: bytes | str, call_format: str, *, rules: RegionRules = PAPER_RULES, in_thought: bool = False
+) -> list[Span]:
     """Disjoint, sorted byte spans of `text` (UTF-8), each with its region; the bytes between them are OUTSIDE.
 
     A response that starts inside a thought (the prompt ended with `<think>`) is THINKING up to its `</think>`. A thought or call
@@ -52,17 +54,18 @@ def region_spans(text: bytes | str, call_format: str, *, rules: RegionRules = PA
       call_format: `python` (D-CORE: `[f(a="x"), g()]`), `tags` (ToolRL, ResT: `<tool_call>` with one JSON object per line),
         `qwen` (one `<tool_call>` per call) or `json` (the answer is an object or a list of them).
       rules: where the borders of regions are.
+      in_thought: the prompt opened the thought: a response that does not close it is all THINKING.
 
     Raises:
       UserError: an unknown call format, and nothing else.
     """
     check_choice("call format", call_format, CALL_FORMATS)
     data = text.encode("utf-8", errors="surrogatepass") if isinstance(text, str) else text
-    spans = _scan(data.decode("latin-1"), call_format, rules)
+    spans = _scan(data.decode("latin-1"), call_format, rules, in_thought)
     return sorted(span for span in spans if span.start < span.end)
 
 
-def _scan(text: str, call_format: str, rules: RegionRules) -> Iterator[Span]:
+def _scan(text: str, call_format: str, rules: RegionRules, in_thought: bool) -> Iterator[Span]:
     """The thought with its tags, up to the last `</think>` as in `dcore_jax.calls`, then the answer."""
     closing = text.rfind(_CLOSE_THOUGHT)
     leading = len(text) - len(text.lstrip(_SPACES))
@@ -75,7 +78,7 @@ def _scan(text: str, call_format: str, rules: RegionRules) -> Iterator[Span]:
         yield Span(position, closing, Region.THINKING)
         position = _tag_end(text, closing + len(_CLOSE_THOUGHT), rules)
         yield Span(closing, position, Region.FORMAT)
-    elif opened:
+    elif opened or in_thought:
         yield Span(position, len(text), Region.THINKING)
         return
     if call_format == "python":

@@ -15,7 +15,16 @@ from dcore_jax.rewards import RewardSpec, check_different, parse_reward_spec
 from dcore_jax.training import CheckpointConfig, ComputeConfig, OptimizerConfig
 
 AUTO = "auto"  # the reward of the algorithm's preset
-_VLLM_IMPORTANCE_CAP = 2.0  # another program's log-probabilities are never quite the trainer's
+_IMPORTANCE_CAP = 2.0  # where the sampler is not the trainer's current policy
+# What an algorithm's own text runs it with, where that is not D-CORE's (ResT: 512 prompts in minibatches of 64, its release's G).
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "rest": {
+        "prompts": 512,
+        "updates": 8,
+        "epochs": 15,
+        "rollout": {"group": 4, "max_prompt": 2048, "max_response": 2048},
+    }
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ class RewardConfig:
     """How responses are scored."""
 
     name: tuple[str, ...] = (AUTO,)
-    """auto (D-CORE's, of --preset), another preset or my_rewards.py:score; several are added up, each with =weight."""
+    """auto (D-CORE's or ResT's, of --preset), another preset or my_rewards.py:score; several are added up, each with =weight."""
     call_format: str = AUTO
     """Notation that responses are scored in: python, tags, qwen, json; auto: the chat template's, or a row's own."""
     beta_accuracy: float = 1.0
@@ -147,18 +156,14 @@ class RLConfig:
 
     @classmethod
     def complete(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Puts the numbers of the algorithm's preset behind those that are given."""
+        """Puts the numbers of the algorithm's preset, and of what it is run with, behind those that are given."""
         given = values.get("algorithm", {})
         given = {"name": given} if isinstance(given, str) else given
         if not isinstance(given, Mapping):  # the reader says what is wrong with it
             return dict(values)
         preset = algorithm_preset(given.get("name", "da_grpo"), given.get("preset", "paper"))
-        numbers = config_to_dict(preset)
-        for key, value in given.items():
-            inner = numbers.get(key)
-            both = isinstance(inner, dict) and isinstance(value, Mapping)
-            numbers[key] = {**inner, **value} if both else value  # type: ignore[dict-item]
-        return {**values, "algorithm": numbers}
+        numbers = _behind(config_to_dict(preset), given)
+        return {**_behind(_SETTINGS.get(preset.name, {}), values), "algorithm": numbers}
 
     def __post_init__(self) -> None:
         if self.prompts < 1 or self.updates < 1 or self.prompts % self.updates:
@@ -214,8 +219,8 @@ class RLConfig:
 
     @property
     def rewards(self) -> tuple[RewardSpec, ...]:
-        """The rewards that run, each with its weight; `auto` is D-CORE's of the algorithm's preset."""
-        auto = f"dcore_{self.algorithm.preset}"
+        """The rewards that run, each with its weight; `auto` is D-CORE's of the algorithm's preset, with rest ResT's."""
+        auto = f"{'rest' if self.algorithm.name == 'rest' else 'dcore'}_{self.algorithm.preset}"
         return tuple(RewardSpec(auto if name == AUTO else name, weight) for name, weight in self.reward.specs)
 
     @property
@@ -224,15 +229,32 @@ class RLConfig:
         return " + ".join(map(str, self.rewards))
 
     def running_algorithm(self) -> AlgorithmConfig:
-        """The algorithm as it runs: with a vLLM engine importance weights are truncated at 2 unless a cap is given (0: never)."""
-        if self.algorithm.importance_cap is None and self.engine.name != "native":
-            return replace(self.algorithm, importance_cap=_VLLM_IMPORTANCE_CAP)
+        """The algorithm as it runs: importance weights are truncated at 2 where another policy samples, unless a cap is given
+        (0: never)."""
+        if self.algorithm.importance_cap is None and self.sampler_differs:
+            return replace(self.algorithm, importance_cap=_IMPORTANCE_CAP)
         return self.algorithm
 
+    @property
+    def sampler_differs(self) -> str:
+        """Why the sampler's log-probabilities are not those of the policy that is trained; empty where they are."""
+        reasons = [f"engine {self.engine.name} computes them itself"] if self.engine.name != "native" else []
+        reasons += ["weights are one step old"] if self.rollout.staleness else []
+        return " and ".join(reasons)
+
     def changed_numbers(self) -> str:
-        """What differs from the algorithm's preset, as `, with alpha=0.4`; empty where nothing does."""
-        changed = differences(algorithm_preset(self.algorithm.name, self.algorithm.preset), self.algorithm)
+        """What differs from the algorithm's preset as it runs, as `, with alpha=0.4`; empty where nothing does."""
+        running = self.running_algorithm()
+        changed = differences(algorithm_preset(running.name, running.preset), running)
         return f", with {', '.join(changed)}" if changed else ""
+
+    def importance_line(self) -> str:
+        """Whether importance weights are used and why, for the run's header; empty where there is nothing to say."""
+        cap, reason = self.running_algorithm().importance_cap, self.sampler_differs
+        if cap:
+            because = f": {reason}" if reason else ""
+            return f"weights pi_trainer / pi_sampler truncated at {cap:g}, in no preset{because}"
+        return f"no weights, although {reason}" if reason else ""
 
     def unused_options(self) -> dict[str, str]:
         """Dotted fields that change nothing under this config, or that belong in a file, each with the reason."""
@@ -262,13 +284,23 @@ class RLConfig:
         return unused | unused_engine_options(self.engine)
 
 
+def _behind(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given`, with `defaults` for the keys that it does not have, groups one level down included."""
+    merged = {**defaults, **given}
+    for key, value in given.items():
+        inner = defaults.get(key)
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            merged[key] = {**inner, **value}
+    return merged
+
+
 # Numbers that few runs change: options in a config file only, so that `--help` stays readable.
 _FILE_ONLY = (
     "algorithm.scale", "algorithm.zeta", "algorithm.region_ceilings", "algorithm.weight_min", "algorithm.weight_max",
-    "optimizer.beta1", "optimizer.epsilon",
+    "optimizer.beta1", "optimizer.epsilon", "reward.beta_accuracy", "reward.beta_format",
 )  # fmt: skip
 # What an algorithm is, rather than a number of it.
 _STRUCTURE = (
-    "advantage", "ratio", "region_weighting", "kl_cov_ratio", "kl_estimator", "overlong_buffer", "drop_overlong",
+    "advantage", "group_std", "ratio", "region_weighting", "kl_cov_ratio", "kl_estimator", "overlong_buffer", "drop_overlong",
     "region_rules",
 )  # fmt: skip

@@ -111,7 +111,14 @@ class Learner:
             reference, _ = self._by_chunks(params, sequences)
         ids = [rollout.sample.ids for rollout in flat]
         notations, rules = [r.prompt.question.call_format for r in flat], algorithm.region_rules
-        regions = response_regions(ids, token_bytes, notations, length=sequences.mask.shape[1], rules=rules)
+        regions = response_regions(
+            ids,
+            token_bytes,
+            notations,
+            length=sequences.mask.shape[1],
+            rules=rules,
+            in_thought=[rollout.prompt.opening.rstrip().endswith("<think>") for rollout in flat],
+        )
         mask = sequences.mask
         if algorithm.drop_overlong:
             cut = np.array([rollout.sample.finish_reason == "length" for rollout in flat])

@@ -225,9 +225,10 @@ def _header(run: _Run, tokenizer: Any) -> str:
         "step": f"{config.prompts} prompts x {config.rollout.group} responses, {config.updates} updates, staleness "
         f"{config.rollout.staleness}",
         "engine": f"{config.engine.name}, responses end at {', '.join(tokenizer.convert_ids_to_tokens(ends))}",
+        "sampler": config.importance_line(),
         "steps": f"{max(run.learner.total - run.step, 0):,} to go of {run.learner.total:,}, into {config.output}",
     }
-    return "\n".join(f"{name:<10}{value}" for name, value in lines.items())
+    return "\n".join(f"{name:<10}{value}" for name, value in lines.items() if value)
 
 
 def _open_engine(run: _Run, tokenizer: Any) -> Engine:

@@ -10,7 +10,13 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, PyTree
 
-from dcore_jax.algorithms import AlgorithmConfig, PolicyBatch, policy_batch_denominator, policy_batch_loss
+from dcore_jax.algorithms import (
+    AlgorithmConfig,
+    PolicyBatch,
+    choose_penalised,
+    policy_batch_denominator,
+    policy_batch_loss,
+)
 from dcore_jax.kernels import logprobs_and_entropy
 from dcore_jax.losses import PolicySums, add_policy_sums
 from dcore_jax.rl.batch import Sequences
@@ -68,13 +74,24 @@ def make_update(
 ) -> Callable[[TrainState, Minibatch], tuple[TrainState, UpdateMetrics]]:
     """`(state, minibatch) -> (state, metrics)`; jit it with the state donated.
 
-    The loss's denominator is that of the whole minibatch, so the microbatches' gradients add up to its own. A loss or
+    The loss's denominator is that of the whole minibatch, so the microbatches' gradients add up to its own; so is KL-Cov's
+    choice of tokens, for which several microbatches cost one more forward pass. A loss or
     gradient that is not finite leaves parameters and optimizer as they were and is reported in `metrics.finite`.
     """
 
     def loss(params: PyTree, micro: Minibatch, denominator: Array) -> tuple[Array, PolicySums]:
         logprobs, entropy = response_logprobs(graph, params, micro.sequences, temperature=temperature)
         return policy_batch_loss(config, logprobs, micro.policy, denominator=denominator, entropy=entropy)
+
+    def penalised(params: PyTree, minibatch: Minibatch, flat: PolicyBatch) -> Minibatch:
+        """With KL-Cov's choice among all tokens of the minibatch, by the policy before this update."""
+        logprobs = jax.lax.map(
+            lambda rows: response_logprobs(graph, params, rows, temperature=temperature)[0],
+            minibatch.sequences,
+        )
+        chosen = choose_penalised(config, logprobs.reshape(flat.mask.shape), flat)
+        split = minibatch.policy.mask.shape[:2]
+        return minibatch._replace(policy=jax.tree.map(lambda x: x.reshape(*split, *x.shape[1:]), chosen))
 
     def update(state: TrainState, minibatch: Minibatch) -> tuple[TrainState, UpdateMetrics]:
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), minibatch.policy)
@@ -83,6 +100,8 @@ def make_update(
         if minibatch.sequences.tokens.shape[0] == 1:
             (value, sums), gradient = gradient_of(state.params, jax.tree.map(lambda x: x[0], minibatch))
         else:
+            if config.kl_cov_ratio:
+                minibatch = penalised(state.params, minibatch, flat)
 
             def accumulate(carry, micro):
                 (value, sums), gradient = gradient_of(state.params, micro)
