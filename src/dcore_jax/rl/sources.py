@@ -44,6 +44,9 @@ class PromptReport:
 def training_prompts(config: RLConfig, tokenizer: Any) -> tuple[list[Prompt], PromptReport]:
     """The run's prompts in file order.
 
+    Args:
+      tokenizer: with a chat template, or a `ChatTemplate`.
+
     Raises:
       UserError: no data named, a file that cannot be read, or nothing left to train on.
     """
