@@ -53,9 +53,9 @@ def chat_template(tokenizer: Any, options: Sequence[str] = (), began: datetime |
     for name in values:
         if name not in known:
             listed = ", ".join(sorted(template.variables() - _GIVEN)) or "none"
-            raise UserError(
-                f"chat_template_kwargs: the chat template has no variable {name}; it reads {listed}"
-            )
+            path = getattr(tokenizer, "name_or_path", "")
+            which = f"the chat template of {path}" if path else "the chat template"
+            raise UserError(f"chat_template_kwargs: {which} has no variable {name}; it reads {listed}")
     return template
 
 

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from dcore_jax.calls import CALL_FORMATS, CallFormat, parse_any_response
-from dcore_jax.data.chat_template import render_chat
+from dcore_jax.data.chat_template import as_chat_template, render_chat
 from dcore_jax.data.files import Malformed
 from dcore_jax.errors import UserError, check_choice
 
@@ -35,15 +35,19 @@ def template_notation(tokenizer: Any) -> CallFormat | None:
 
     A comment `{# calls: python #}` in the template decides before what it writes.
 
+    Args:
+      tokenizer: with a chat template, or a `ChatTemplate`.
+
     Raises:
       UserError: the template writes calls in a notation that no response can be scored in, or states an unknown one.
     """
-    if stated := _STATED.search(str(getattr(tokenizer, "chat_template", None) or "")):
+    template = as_chat_template(tokenizer)
+    if stated := _STATED.search(str(getattr(template.tokenizer, "chat_template", None) or "")):
         check_choice("notation that the chat template states", stated[1], CALL_FORMATS)
         return stated[1]
     user = {"role": "user", "content": "probe"}
     try:
-        prompt = render_chat(tokenizer, [user], [_TOOL], add_generation_prompt=True)
+        prompt = render_chat(template, [user], [_TOOL], add_generation_prompt=True)
     except Malformed:
         return None
     if _NAME not in prompt:
@@ -52,13 +56,13 @@ def template_notation(tokenizer: Any) -> CallFormat | None:
     for content in ("", None):
         turn = {"role": "assistant", "content": content, "tool_calls": [_CALL]}
         try:
-            whole = render_chat(tokenizer, [user, turn], [_TOOL])
+            whole = render_chat(template, [user, turn], [_TOOL])
         except Malformed:
             continue
         written = whole[len(prompt) :] if whole.startswith(prompt) else ""
         if _VALUE in written:
             break
-    found = _notation_of(written, tokenizer)
+    found = _notation_of(written, template.tokenizer)
     if _VALUE in written and found is None:
         raise UserError(
             "the chat template writes calls in a notation that cannot be read; give the one that responses are scored in with "

@@ -253,7 +253,7 @@ def _tools(row: Row, shape: str) -> tuple[dict[str, Any], ...] | None:
     check_values(tools, "tools", limit=sys.maxsize)
     if any("function" not in tool for tool in tools):
         return openai_tools(tools) or None
-    return tuple(tools) or None
+    return tuple(tools)
 
 
 def _offered_in_system(first: Message, tools: tuple[dict[str, Any], ...]) -> bool:

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from dcore_jax.calls import CALL_FORMATS
 from dcore_jax.config import MAY_CHANGE
+from dcore_jax.data.chat_template import parse_options
 from dcore_jax.dtypes import DTypeName
 from dcore_jax.engines.config import EngineConfig, unused_engine_options
 from dcore_jax.engines.engine import SamplingParams
@@ -101,6 +102,8 @@ class DistillConfig:
     """Run all four modes on the same seeds, each in its own folder, and print the paper's Table 6."""
     corpus: Literal["jsonl", "parquet"] = "jsonl"
     """File format of the corpus."""
+    chat_template_kwargs: tuple[str, ...] = ()
+    """Variables for the chat template of model and labeller, `key=value` each: `enable_thinking=false`."""
     strict: bool = False
     """Stop at the first seed record that cannot be read, naming file and line, instead of counting it."""
     seed: int = 0
@@ -149,6 +152,7 @@ class DistillConfig:
             )
         for stage in (self.decompose, self.reason):
             stage.params(0)
+        parse_options(self.chat_template_kwargs)
 
     @property
     def parallel_apart(self) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dcore_jax.calls.bounds import CallSyntaxError, check_text
-from dcore_jax.data.chat_template import render_chat
+from dcore_jax.data.chat_template import as_chat_template, render_chat
 from dcore_jax.data.files import Malformed
 from dcore_jax.distill.act import may_block
 from dcore_jax.distill.algorithm import Method, distill
@@ -39,7 +39,8 @@ def run_pipeline(
 
     Args:
       samples: with ids that differ. Drawn one by one, when there is room.
-      tokenizers: of the model that is asked, and of the labeller where that is another one.
+      tokenizers: with a chat template, or `ChatTemplate`s: of the model that is asked, and of the labeller where that is another
+        one.
       engines: that serve them, none of them in two places; each takes `in_flight` questions at a time.
       on_outcome: called with each outcome after the journal has it.
       stopped: asked between rounds; what is in flight then is lost and asked again by the next start.
@@ -198,7 +199,8 @@ class _ModelQueue:
 
     def __init__(self, method: Method, tokenizer: Any, engines: Sequence[Engine]):
         self.waiting: deque[_Question] = deque()
-        self._config, self._tokenizer, self._engines = method.config, tokenizer, engines
+        self._config, self._engines, self._template = method.config, engines, as_chat_template(tokenizer)
+        self._tokenizer = self._template.tokenizer
         self._capacity = method.config.in_flight * len(engines)
         self._in_flight: dict[str, _Question] = {}  # by request id
         self._loads = [0] * len(engines)  # requests in flight, by engine
@@ -217,7 +219,7 @@ class _ModelQueue:
         """The text of a question's prompt. Raises `Malformed` where the chat template fails."""
         if ask.plain:
             return str(ask.messages[0]["content"])
-        return render_chat(self._tokenizer, ask.messages, ask.tools, add_generation_prompt=True)
+        return render_chat(self._template, ask.messages, ask.tools, add_generation_prompt=True)
 
     def submit(self) -> None:
         """Hands waiting questions to the engines with the fewest in flight."""

@@ -38,7 +38,13 @@ from dcore_jax.engines import check_engine_installed
 from dcore_jax.errors import UserError
 from dcore_jax.progress import log, progress_bar
 from dcore_jax.training.preemption import preemption_signal
-from dcore_jax.training.run_folder import RunRecord, check_config_unchanged, lock_run_folder, record_run
+from dcore_jax.training.run_folder import (
+    RunRecord,
+    check_config_unchanged,
+    lock_run_folder,
+    record_run,
+    run_began,
+)
 
 RECIPE = "distill"
 _VERSIONS = ("dcore-jax", "jax", "flax", "transformers", "tokenizers", "jinja2", "vllm")
@@ -99,11 +105,12 @@ def distill_seeds(config: DistillConfig) -> DistillResult:
         templates = Templates(config.prompts, config.call_format)
         samples, rejected = _samples(config)
         labels = read_labels(config.labels) if config.labels else None
-        model = open_model(config.model, config, output)
-        labeller = open_model(config.labeller, config, output) if config.labeller else None
+        began = run_began(output)
+        model = open_model(config.model, config, output, began)
+        labeller = open_model(config.labeller, config, output, began) if config.labeller else None
         try:
             # Only now is there a run to go on with.
-            record_run(config, output, RunRecord(RECIPE, config.model, config.dtype))
+            record_run(config, output, RunRecord(RECIPE, config.model, config.dtype, began=began.isoformat()))
             digests = _digests(config, templates, model, labeller)
             results: list[ModeResult] = []
             for mode in MODES if config.table6 else (config.mode,):
@@ -191,7 +198,7 @@ def _run_mode(
             complete = run_pipeline(
                 unfinished,
                 method,
-                {role: served.tokenizer for role, served in models.items()},
+                {role: served.template for role, served in models.items()},
                 {role: served.engines for role, served in models.items()},
                 journal,
                 on_outcome=show_progress,

@@ -1,9 +1,11 @@
 """The models of a run, each with its folder, tokenizer and engines."""
 
 import hashlib
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dcore_jax.data.chat_template import ChatTemplate, chat_template
 from dcore_jax.data.tokenizer import load_tokenizer
 from dcore_jax.distill.config import DistillConfig
 from dcore_jax.engines import Engine
@@ -38,7 +40,7 @@ class ServedModel(NamedTuple):
     """A model behind its engines, ready for questions."""
 
     folder: Path
-    tokenizer: Any
+    template: ChatTemplate
     engines: tuple[Engine, ...]
     digest: str  # of the folder: `model_digest`
 
@@ -48,15 +50,21 @@ class ServedModel(NamedTuple):
             engine.close()
 
 
-def open_model(source: str, config: DistillConfig, output: Path) -> ServedModel:
+def open_model(
+    source: str, config: DistillConfig, output: Path, began: datetime | None = None
+) -> ServedModel:
     """Opens the model of a Hugging Face folder or hub id, or the embedded one, behind its engines.
+
+    Args:
+      began: the date and time that its chat template may write.
 
     Raises:
       UserError: no such model, a folder without a tokenizer or chat template, an engine that cannot serve it.
     """
     folder = base_model(config.base, mesh=config.mesh) if source == NANO else local_folder(source)
     tokenizer, digest = load_tokenizer(folder), model_digest(folder)
-    return ServedModel(folder, tokenizer, _engines(folder, tokenizer, config, output), digest)
+    template = chat_template(tokenizer, config.chat_template_kwargs, began)
+    return ServedModel(folder, template, _engines(folder, tokenizer, config, output), digest)
 
 
 def model_digest(folder: Path) -> str:

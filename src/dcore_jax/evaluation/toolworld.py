@@ -6,13 +6,14 @@ any order for the others, none for irrelevant ones.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dcore_jax import load_hf
 from dcore_jax.calls import Call, CallFormat, calls_equal, parse_response, render_calls
-from dcore_jax.data.chat_template import render_chat
+from dcore_jax.data.chat_template import ChatTemplate, as_chat_template, chat_template, render_chat
 from dcore_jax.data.files import Malformed
 from dcore_jax.engines.engine import Request, Sample, SamplingParams
 from dcore_jax.engines.native import NativeEngine
@@ -66,12 +67,14 @@ def solve(
 
     Args:
       generate: an engine's: requests in, samples out in the same order.
+      tokenizer: with a chat template, or a `ChatTemplate`.
       sampling: None: greedy, at most 256 tokens a turn.
 
     Raises:
       UserError: the chat template fails on a task.
     """
     sampling = sampling or SamplingParams(max_tokens=256, temperature=0.0)
+    template = as_chat_template(tokenizer)
     conversations = []
     for task in tasks:
         world = ToolWorld()
@@ -83,14 +86,14 @@ def solve(
         if not waiting:
             break
         requests = [
-            Request(tuple(_prompt(conversation, tokenizer)), sampling, id=i)
+            Request(tuple(_prompt(conversation, template)), sampling, id=i)
             for i, conversation in enumerate(waiting)
         ]
         for conversation, sample in zip(waiting, generate(requests), strict=True):
             ended = sample.finish_reason == "stop"
             _take_turn(
                 conversation,
-                tokenizer.decode(sample.content_ids),
+                template.tokenizer.decode(sample.content_ids),
                 call_format,
                 ended,
                 last=turn == max_turns - 1,
@@ -100,14 +103,14 @@ def solve(
     return [Attempt(c.task, tuple(c.turns), tuple(c.calls), c.error) for c in conversations]
 
 
-def _prompt(conversation: _Conversation, tokenizer: Any) -> list[int]:
+def _prompt(conversation: _Conversation, template: ChatTemplate) -> list[int]:
     try:
         text = render_chat(
-            tokenizer, conversation.messages, conversation.task.tools, add_generation_prompt=True
+            template, conversation.messages, conversation.task.tools, add_generation_prompt=True
         )
     except Malformed as problem:
         raise UserError(f"task {conversation.task.id}: {problem}") from None
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return template.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _take_turn(
@@ -171,7 +174,8 @@ def attempt_held_out(
     ends = sorted(stop_token_ids(Path(model), tokenizer))
     engine = NativeEngine(decoder, slots=32, max_length=1024, eos_token_ids=ends)
     items = generate_tasks(tasks, seed=seed, split="test", subtasks=subtasks)
-    attempts = solve(items, engine.generate, tokenizer, progress=True)
+    template = chat_template(tokenizer, began=datetime.now())  # one date for all tasks
+    attempts = solve(items, engine.generate, template, progress=True)
     engine.close()
     return attempts
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from dcore_jax.algorithms import AlgorithmConfig, algorithm_preset, check_changes, relevant_fields
 from dcore_jax.calls import CALL_FORMATS
 from dcore_jax.config import MAY_CHANGE, config_to_dict, differences
+from dcore_jax.data.chat_template import parse_options
 from dcore_jax.engines.config import EngineConfig, unused_engine_options
 from dcore_jax.errors import UserError
 from dcore_jax.metrics import Tracker
@@ -137,6 +138,8 @@ class RLConfig:
     """Keep the KL's reference model in host memory between its uses."""
     reports: bool = False
     """Also take turns that report tool results as prompts, rewarded for making no further call."""
+    chat_template_kwargs: tuple[str, ...] = ()
+    """Variables for the model's chat template, `key=value` each: `enable_thinking=false`."""
     strict: bool = False
     """Stop at the first prompt that cannot be used, naming file and line, instead of counting it."""
     seed: int = 0
@@ -200,6 +203,7 @@ class RLConfig:
         if self.optimizer.ema_decay:
             raise UserError("optimizer.ema_decay is not kept in RL; leave it at 0")
         check_different(self.rewards)
+        parse_options(self.chat_template_kwargs)
         check_changes(self.algorithm)
 
     @property
@@ -297,7 +301,7 @@ def _behind(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
 # Numbers that few runs change: options in a config file only, so that `--help` stays readable.
 _FILE_ONLY = (
     "algorithm.scale", "algorithm.zeta", "algorithm.region_ceilings", "algorithm.weight_min", "algorithm.weight_max",
-    "optimizer.beta1", "optimizer.epsilon", "reward.beta_accuracy", "reward.beta_format",
+    "optimizer.beta1", "optimizer.beta2", "optimizer.epsilon", "reward.beta_accuracy", "reward.beta_format",
 )  # fmt: skip
 # What an algorithm is, rather than a number of it.
 _STRUCTURE = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dcore_jax.calls import render_calls
-from dcore_jax.data.chat_template import render_chat
+from dcore_jax.data.chat_template import as_chat_template, render_chat
 from dcore_jax.data.files import Malformed
 from dcore_jax.data.record import Message, Rejections
 from dcore_jax.errors import UserError
@@ -73,7 +73,9 @@ def reference_turns(prompt: Prompt, tokenizer: Any) -> Iterator[str]:
         except Malformed:
             continue
         if whole.startswith(prompt.text):
-            yield prompt.opening + _before_end(whole[len(prompt.text) :], tokenizer)
+            yield prompt.opening + _before_end(
+                whole[len(prompt.text) :], as_chat_template(tokenizer).tokenizer
+            )
 
 
 def _messages(prompt: Prompt) -> Iterator[Message]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dcore_jax.calls import Call, CallFormat, instructed_notation, parse_any_response
-from dcore_jax.data.chat_template import render_chat
+from dcore_jax.data.chat_template import as_chat_template, render_chat
 from dcore_jax.data.files import Malformed, file_rows, local_file
 from dcore_jax.data.record import Message, Record, Rejections
 from dcore_jax.data.records import parse_any_record
@@ -113,12 +113,17 @@ def questions_of(
 def render_prompts(
     questions: Sequence[Question], tokenizer: Any, *, max_length: int, rejections: Rejections
 ) -> list[Prompt]:
-    """Token ids of each question by the chat template; too long ones and template failures go to `rejections`."""
+    """Token ids of each question by the chat template; too long ones and template failures go to `rejections`.
+
+    Args:
+      tokenizer: with a chat template, or a `ChatTemplate`.
+    """
+    template = as_chat_template(tokenizer)
     texts: list[str] = []
     kept: list[Question] = []
     for question in questions:
         try:
-            text = render_chat(tokenizer, question.messages, question.tools, add_generation_prompt=True)
+            text = render_chat(template, question.messages, question.tools, add_generation_prompt=True)
             _check_tools_shown(question, text)
         except Malformed as error:
             rejections.add(str(error), question.origin)
@@ -127,7 +132,9 @@ def render_prompts(
         kept.append(question)
     if not texts:
         return []
-    ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    ids = template.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)[
+        "input_ids"
+    ]
     prompts = []
     for question, text, tokens in zip(kept, texts, ids):
         if not tokens or len(tokens) > max_length:

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from dcore_jax.atomic import write_text_atomic
 from dcore_jax.checkpoint import Checkpoints
+from dcore_jax.data.chat_template import chat_template
 from dcore_jax.data.tokenizer import load_tokenizer
 from dcore_jax.engines import Engine, check_engine_installed, open_engine
 from dcore_jax.errors import UserError
@@ -49,6 +50,7 @@ from dcore_jax.training.run_folder import (
     lock_run_folder,
     model_name,
     record_run,
+    run_began,
 )
 from dcore_jax.training.state import state_from_trees, state_to_trees
 from dcore_jax.weights import local_folder, shardings, stop_token_ids
@@ -112,10 +114,12 @@ def train(config: RLConfig) -> RLResult:
         # Refuses a mesh that does not divide the model before the data are read.
         shardings(read_model_config(folder), mesh)
         tokenizer = load_tokenizer(folder)
-        prompts, report = training_prompts(config, tokenizer, reward)
+        began = run_began(output)
+        template = chat_template(tokenizer, config.chat_template_kwargs, began)
+        prompts, report = training_prompts(config, template, reward)
         log(str(report))
         write_text_atomic(output / "data.json", report.to_json())
-        held_out = evaluation_prompts(config, tokenizer)
+        held_out = evaluation_prompts(config, template)
         with jax.set_mesh(mesh):
             run = _start_or_resume(config, reward, mesh, folder, tokenizer, prompts, held_out)
             log(_header(run, tokenizer))
@@ -128,7 +132,8 @@ def train(config: RLConfig) -> RLResult:
             ):
                 model = model_name(output, folder, str(folder) if config.model == NANO else config.model)
                 # Only now is there a run to go on with.
-                record_run(config, output, RunRecord(RECIPE, model, config.compute.param_dtype))
+                record = RunRecord(RECIPE, model, config.compute.param_dtype, began=began.isoformat())
+                record_run(config, output, record)
                 record_rewards(reward, output)
                 return _loop(run, engine, journal)
 

@@ -64,6 +64,9 @@ def training_prompts(
 ) -> tuple[list[Prompt], PromptReport]:
     """The run's prompts in file order, of which every reference reaches the top of the reward.
 
+    Args:
+      tokenizer: with a chat template, or a `ChatTemplate`.
+
     Raises:
       UserError: no data named, a file that cannot be read, or nothing left to train on.
     """

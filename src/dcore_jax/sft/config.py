@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dcore_jax.config import MAY_CHANGE
+from dcore_jax.data.chat_template import parse_options
 from dcore_jax.errors import UserError
 from dcore_jax.metrics import Tracker
 from dcore_jax.nano.config import NanoConfig
@@ -46,6 +47,8 @@ class SFTConfig:
     """Microbatches that the rows of a step are divided into."""
     loss_mask: Literal["last_turn", "release"] = "last_turn"
     """Tokens that carry loss; release: the authors' mask and denominator."""
+    chat_template_kwargs: tuple[str, ...] = ()
+    """Variables for the model's chat template, `key=value` each: `enable_thinking=false`."""
     strict: bool = False
     """Stop at the first record that cannot be used, naming file and line, instead of counting it."""
     seed: int = 0
@@ -72,3 +75,8 @@ class SFTConfig:
                 raise UserError(f"{name}={value} must be at least 1")
         if self.seed < 0:
             raise UserError(f"seed={self.seed} must be at least 0")
+        parse_options(self.chat_template_kwargs)
+        if self.chat_template_kwargs and self.loss_mask == "release":
+            raise UserError(
+                "chat_template_kwargs change nothing under loss_mask=release, which builds ChatML by hand; leave them out"
+            )

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from jax.experimental import multihost_utils
 
 from dcore_jax.atomic import write_text_atomic
 from dcore_jax.data import load_samples
+from dcore_jax.data.chat_template import chat_template
 from dcore_jax.data.packing import count_batches, packed_batches
 from dcore_jax.data.store import SampleStore
 from dcore_jax.data.tokenizer import load_tokenizer
@@ -56,13 +58,19 @@ def _model_and_files(config: SFTConfig, embedded: Path) -> tuple[Path, tuple[str
     return folder, tuple(files)
 
 
-def load_data(config: SFTConfig, folder: Path, files: tuple[str, ...], output: Path) -> SampleStore:
-    """The samples of the files; prints the report of what was read and left out, and writes it to data.json."""
+def load_data(
+    config: SFTConfig, folder: Path, files: tuple[str, ...], output: Path, began: datetime
+) -> SampleStore:
+    """The samples of the files; prints the report of what was read and left out, and writes it to data.json.
+
+    Args:
+      began: the date and time that the chat template may write.
+    """
     model = read_model_config(folder)
     main = jax.process_index() == 0
     store, report = load_samples(
         files,
-        load_tokenizer(folder),
+        chat_template(load_tokenizer(folder), config.chat_template_kwargs, began),
         mask=config.loss_mask,
         # A position the model was never made for would train on noise.
         max_length=min(config.packing.length, model.max_position_embeddings),

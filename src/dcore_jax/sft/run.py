@@ -8,6 +8,7 @@
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from dcore_jax.training.run_folder import (
     lock_run_folder,
     model_name,
     record_run,
+    run_began,
 )
 from dcore_jax.training.state import state_from_trees, state_to_trees
 from dcore_jax.weights import shardings
@@ -104,13 +106,14 @@ def train(config: SFTConfig) -> SFTResult:
         folder, files = model_and_files(config, output)
         # Refuses a mesh that does not divide the model before the data are read.
         shardings(read_model_config(folder), mesh)
-        store = load_data(config, folder, files, output)
+        began = run_began(output)
+        store = load_data(config, folder, files, output, began)
         with jax.set_mesh(mesh):
             run = _start_or_resume(config, folder, mesh, store, output)
             log(_header(run))
             # A checkpoint that is being written is finished also where the run stops with an error.
             with closing(run.checkpoints), closing(run.batches):
-                return _loop(run)
+                return _loop(run, began)
 
 
 def _check_rows(config: SFTConfig, mesh: Mesh) -> None:
@@ -160,7 +163,7 @@ def _header(run: _Run) -> str:
     return f"model     {what}\nbatch     {batch}\nsteps     {left:,} to go of {run.total:,}, into {config.output}"
 
 
-def _loop(run: _Run) -> SFTResult:
+def _loop(run: _Run, began: datetime) -> SFTResult:
     config, output, total = run.config, run.output, run.total
     step = start = saved = int(run.state.step)
     main = jax.process_index() == 0
@@ -170,6 +173,7 @@ def _loop(run: _Run) -> SFTResult:
         model_name(output, run.setup.folder, config.model),
         config.compute.param_dtype,
         ema=bool(config.optimizer.ema_decay),
+        began=began.isoformat(),
     )
     record_run(config, output, record)  # only now is there a run to go on with
     watch = Watch(config, run.setup, metrics_log, output)

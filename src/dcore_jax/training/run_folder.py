@@ -2,7 +2,7 @@
 
 <output>/.lock        held while a process runs in the folder
          config.yaml  the effective config
-         run.json     the recipe, the model its weights came from, what its checkpoints hold
+         run.json     the recipe, the model its weights came from, what its checkpoints hold, when it began
 """
 
 import contextlib
@@ -11,10 +11,13 @@ import fcntl
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from dcore_jax.atomic import atomic_path, write_text_atomic
 from dcore_jax.config import differences, read_config, write_config
@@ -35,6 +38,9 @@ class RunRecord:
     model: str  # folder or hub id that the weights came from; a folder inside the run is relative to it
     param_dtype: str = "float32"  # of the checkpoints' parameters
     ema: bool = False  # whether checkpoints hold a moving average
+    began: str = (
+        ""  # local date and time of the run's first start, which its chat template may write; ISO 8601
+    )
 
 
 @contextlib.contextmanager
@@ -104,6 +110,27 @@ def run_record(run: Path) -> RunRecord:
         return RunRecord(**fields)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: not readable ({error})") from None
+
+
+def run_began(output: Path) -> datetime:
+    """When the run in this folder was first started, or now: what its chat template writes as the date, in every process.
+
+    A run without checkpoints that was stopped before `record_run` begins when it is started again.
+    """
+    began = datetime.now().replace(microsecond=0)
+    if (output / "run.json").exists():
+        path, text = output / "run.json", run_record(output).began
+        try:
+            began = datetime.fromisoformat(text) if text else began
+        except ValueError:
+            raise UserError(
+                f"{path}: began is {text!r}; write a date and time, as {began.isoformat()}"
+            ) from None
+    if jax.process_count() > 1:  # hosts may have other clocks and time zones
+        parts = np.array(began.timetuple()[:6], np.int32)
+        year, month, day, hour, minute, second = map(int, multihost_utils.broadcast_one_to_all(parts))
+        began = datetime(year, month, day, hour, minute, second)
+    return began
 
 
 def record_run(config: Any, output: Path, record: RunRecord) -> None:
