@@ -1,7 +1,11 @@
 """One sequence for many turns: the same ids learned, after the same ids, as with a sample for each turn; and at what cost."""
 
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -239,3 +243,31 @@ def test_the_rows_of_a_weighted_record_are_the_same_text():
     assert sorted(set(sample.weights[sample.loss_mask].tolist())) == [0.5, 1.0]
     assert plain.weights is None
     assert sample.turns == 2
+
+
+MEMORY = """
+import resource
+from dcore_jax.data import Record, samples_from_records
+from qwen_tokenizer import byte_tokenizer
+from test_turn_texts import TEMPLATES
+
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+messages = [{"role": role, "content": "word " * 68} for _ in range(50) for role in ("user", "assistant")]
+records = (Record(tuple(messages), None, "c", "x:1") for _ in range(24))
+tokenizer = byte_tokenizer(TEMPLATES["stable"])
+tokenizer("word")
+before = peak()
+_, report = samples_from_records(records, tokenizer, max_length=10**6, progress=False)
+assert report.learned == 1200
+print(peak() - before)
+"""
+
+
+def test_reading_24_records_of_50_turns_takes_less_than_100_mib():
+    here = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 100

@@ -19,7 +19,7 @@ from dcore_jax.progress import progress_bar
 
 # Records rendered together: enough to keep the tokenizer's threads busy, few enough that the bar moves and memory does not.
 _BATCH = 256
-_BATCH_CHARACTERS = 500_000
+_BATCH_CHARACTERS = 100_000
 
 
 @dataclass(frozen=True, eq=False)
