@@ -1,6 +1,8 @@
 """Front doors that load a module when one of its names is first used: reading a config needs no data loader."""
 
 import importlib
+import sys
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,3 +21,10 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
 
     return __getattr__
+
+
+def keep_old_module(package: str, old: str, new: str) -> None:
+    """Lets `from package.old import name` go on working after the module was renamed to `package.new`; loads it when asked."""
+    alias = types.ModuleType(f"{package}.{old}", f"The earlier name of {package}.{new}.")
+    alias.__getattr__ = lambda name: getattr(importlib.import_module(f"{package}.{new}"), name)  # type: ignore[method-assign]
+    sys.modules[alias.__name__] = alias

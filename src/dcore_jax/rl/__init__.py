@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from dcore_jax.lazy import lazy_names
+from dcore_jax.lazy import keep_old_module, lazy_names
 
 if TYPE_CHECKING:
     from dcore_jax.rl.batch import pad_samples
@@ -36,3 +36,4 @@ __getattr__ = lazy_names(
         "train": "run",
     },
 )
+keep_old_module(__name__, "train", "run")

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from dcore_jax.lazy import lazy_names
+from dcore_jax.lazy import keep_old_module, lazy_names
 
 if TYPE_CHECKING:
     from dcore_jax.sft.base import base_model
@@ -29,3 +29,4 @@ __getattr__ = lazy_names(
         "train": "run",
     },
 )
+keep_old_module(__name__, "train", "run")
