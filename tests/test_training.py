@@ -6,19 +6,35 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
+from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 
+from conftest import torch_model
 from dcore_jax import UserError, progress
 from dcore_jax.atomic import atomic_folder, atomic_path, write_text_atomic
+from dcore_jax.checkpoint import Checkpoints
 from dcore_jax.errors import check_choice, first_line
-from dcore_jax.training import TrainState, apply_gradient, compilation
+from dcore_jax.mesh import make_mesh
+from dcore_jax.training import (
+    ComputeConfig,
+    OptimizerConfig,
+    TrainSetup,
+    TrainState,
+    apply_gradient,
+    compilation,
+    make_optimizer,
+)
 from dcore_jax.training.compilation import Program
 from dcore_jax.training.preemption import preemption_signal
+from dcore_jax.training.state import state_from_trees, state_to_trees
 
 
 def wait_for(condition):
@@ -181,3 +197,96 @@ def test_messages_share_their_phrases():
     assert first_line(ValueError("\n  one \ntwo")) == "one"
     assert first_line(KeyError()) == "KeyError"
     assert issubclass(UserError, ValueError)
+
+
+RL_RATE = 1e-6
+SETTINGS = OptimizerConfig(learning_rate=RL_RATE, schedule="constant", warmup=0.0, weight_decay=0.01)
+
+
+def setup_of(folder, param_dtype, mesh="8", **optimizer):
+    return TrainSetup(
+        folder,
+        make_mesh(mesh),
+        compute=ComputeConfig(dtype="float32", param_dtype=param_dtype, remat="none"),
+        optimizer=replace(SETTINGS, **optimizer),
+        updates=100,
+        seed=0,
+    )
+
+
+def train_steps(setup, state, count, first=0):
+    """RL-sized updates on random gradients of the parameters' own dtype, the same in every run."""
+
+    @jax.jit
+    def step(state, key):
+        leaves, tree = jax.tree.flatten(state.params)
+        keys = jax.random.split(key, len(leaves))
+        drawn = [jax.random.normal(k, x.shape, jnp.bfloat16).astype(x.dtype) for k, x in zip(keys, leaves)]
+        return apply_gradient(
+            state, jnp.float32(1), jax.tree.unflatten(tree, drawn), setup.optimizer, ema_decay=setup.ema_decay
+        ).state
+
+    for i in range(first, first + count):
+        state = step(state, jax.random.PRNGKey(i))
+    return state
+
+
+@pytest.fixture(scope="module")
+def bf16_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bf16") / "model"
+    model = torch_model("qwen3", vocab_size=128, head_dim=16, num_key_value_heads=2)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def test_bfloat16_parameters_move_at_rl_s_learning_rate_as_float32_ones_do(bf16_folder):
+    exact, half = (setup_of(bf16_folder, dtype) for dtype in ("float32", "bfloat16"))
+    before = half.initial_state(half.load_params())
+    start = jax.tree.map(np.asarray, before.optimizer.masters)
+    ours = train_steps(half, before, 30)
+    theirs = train_steps(exact, exact.initial_state(exact.load_params()), 30)
+    moved = total = 0
+    masters = ours.optimizer.masters
+    for master, first, param, wanted in zip(
+        *map(jax.tree.leaves, (masters, start, ours.params, theirs.params))
+    ):
+        assert (master.dtype, param.dtype) == (jnp.float32, jnp.bfloat16)
+        np.testing.assert_array_equal(param, master.astype(jnp.bfloat16))
+        np.testing.assert_allclose(master, wanted, rtol=1e-6, atol=1e-9)  # the float32 run's
+        moved, total = moved + np.count_nonzero(np.asarray(master) != first), total + master.size
+    assert moved > 0.999 * total > 1000
+    # Without masters each update rounds to nothing in nearly every parameter.
+    plain = make_optimizer(SETTINGS, half.schedule)
+    params = half.load_params()
+    state = TrainState(params, plain.init(params), None, jnp.zeros((), jnp.int32), jax.random.PRNGKey(0))
+    stuck = train_steps(SimpleNamespace(optimizer=plain, ema_decay=0.0), state, 30).params
+    unmoved = sum(
+        int(jnp.sum(a == b)) for a, b in zip(jax.tree.leaves(stuck), jax.tree.leaves(half.load_params()))
+    )
+    assert unmoved > 0.95 * total
+
+
+def test_masters_lie_where_their_parameters_lie_and_resume_bit_for_bit(bf16_folder, tmp_path):
+    setup = setup_of(bf16_folder, "bfloat16", ema_decay=0.999)
+    state = train_steps(setup, setup.initial_state(setup.load_params()), 3)
+    for master, param, average in zip(
+        *map(jax.tree.leaves, (state.optimizer.masters, state.params, state.ema))
+    ):
+        assert master.sharding.is_equivalent_to(param.sharding, param.ndim)
+        assert average.dtype == jnp.float32
+    kernel = state.optimizer.masters["layers"]["mlp"]["up"]["kernel"].get_value()
+    assert kernel.addressable_shards[0].data.size * 8 == kernel.size
+    with closing(Checkpoints(tmp_path)) as saved:
+        saved.save(3, state_to_trees(state), {})
+    whole = train_steps(setup, state, 3, first=3)
+    restored, _ = Checkpoints(tmp_path).restore(3, state_to_trees(setup.abstract_state))
+    resumed = train_steps(setup, state_from_trees(restored), 3, first=3)
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    assert any(np.any(np.asarray(a) != np.asarray(b, np.float32)) for a, b in zip(
+        jax.tree.leaves(whole.ema), jax.tree.leaves(whole.params)
+    ))  # fmt: skip
+
+
+def test_float16_compute_is_refused_in_one_line():
+    with pytest.raises(UserError, match=r"compute.dtype=float16 .* no loss scaling; use bfloat16$"):
+        ComputeConfig(dtype="float16")

@@ -108,7 +108,11 @@ def make_update(
                 added = jax.tree.map(jnp.add, (carry[0], carry[2]), (value, gradient))
                 return (added[0], add_policy_sums(carry[1], sums), added[1]), None
 
-            zero = (jnp.zeros((), jnp.float32), _no_sums(), jax.tree.map(jnp.zeros_like, state.params))
+            zero = (
+                jnp.zeros((), jnp.float32),
+                _no_sums(),
+                jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.params),
+            )
             (value, sums, gradient), _ = jax.lax.scan(accumulate, zero, minibatch)
 
         applied = apply_gradient(state, value, gradient, optimizer)

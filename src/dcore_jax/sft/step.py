@@ -95,7 +95,10 @@ def make_train_step(
             def accumulate(carry, micro):
                 return jax.tree.map(jnp.add, carry, jax.value_and_grad(mean_loss)(state.params, micro)), None
 
-            zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, state.params))
+            zero = (
+                jnp.zeros((), jnp.float32),
+                jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), state.params),
+            )
             (loss, gradient), _ = jax.lax.scan(accumulate, zero, batch)
 
         applied = apply_gradient(state, loss, gradient, optimizer, ema_decay=ema_decay)

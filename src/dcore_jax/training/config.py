@@ -51,11 +51,17 @@ class ComputeConfig:
     dtype: DTypeName = "bfloat16"
     """Type of activations and matrix products."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of parameters, gradients and optimizer moments."""
+    """Type of parameters; the optimizer keeps float32 masters of bfloat16 ones, and its moments are float32."""
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     """Attention backend; auto: cudnn on NVIDIA, splash on TPU, else xla."""
     remat: Literal["none", "dots", "attention", "full"] = "full"
     """What the backward pass computes again instead of keeping it in memory."""
+
+    def __post_init__(self) -> None:
+        if self.dtype == "float16":
+            raise UserError(
+                "compute.dtype=float16 would round small gradients to 0, and there is no loss scaling; use bfloat16"
+            )
 
     def compute(self) -> Compute:
         """The model's side of these options."""

@@ -1,5 +1,9 @@
-"""AdamW behind a gradient clip, and its learning rate schedule."""
+"""AdamW behind a gradient clip, its learning rate schedule, and float32 masters of bfloat16 parameters."""
 
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 from jaxtyping import PyTree
@@ -7,6 +11,13 @@ from jaxtyping import PyTree
 from dcore_jax.training.config import OptimizerConfig
 
 _DECAYED = {"kernel", "embedding", "head"}  # names of the matrices; norms and biases never decay
+
+
+class MasterState(NamedTuple):
+    """The optimizer's state where the parameters are bfloat16."""
+
+    masters: PyTree  # float32; the parameters are their casts
+    inner: PyTree  # of the optimizer that moves the masters
 
 
 def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -35,3 +46,27 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
         schedule, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=decayed
     )
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+
+
+def float32(tree: PyTree) -> PyTree:
+    """The arrays of a tree in float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
+def with_float32_masters(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`optimizer` on float32 copies of the parameters, which its state holds; `apply_gradient` casts them to the parameters.
+
+    bfloat16 has 8 bits: an AdamW update is about the learning rate, and below 1/512 of a parameter it rounds to nothing. The
+    masters keep it. In bytes a parameter: 2, its gradient 2 (4 while microbatches are added up), master 4, moments 8.
+    """
+
+    def init(params: PyTree) -> MasterState:
+        masters = float32(params)
+        return MasterState(masters, optimizer.init(masters))
+
+    def update(gradient: PyTree, state: MasterState, params: PyTree = None) -> tuple[PyTree, MasterState]:
+        del params  # its masters are in the state
+        updates, inner = optimizer.update(float32(gradient), state.inner, state.masters)
+        return updates, MasterState(optax.apply_updates(state.masters, updates), inner)
+
+    return optax.GradientTransformation(init, update)

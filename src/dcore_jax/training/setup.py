@@ -16,7 +16,7 @@ from dcore_jax.checkpoint import abstract
 from dcore_jax.models import abstract_decoder, read_model_config
 from dcore_jax.training.compilation import Program
 from dcore_jax.training.config import ComputeConfig, OptimizerConfig
-from dcore_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from dcore_jax.training.optimizer import float32, learning_rate_schedule, make_optimizer, with_float32_masters
 from dcore_jax.training.state import TrainState
 from dcore_jax.weights import load_decoder, shardings
 
@@ -53,6 +53,8 @@ class TrainSetup:
         self.graph, shapes = nnx.split(abstract_decoder(self.model_config, self.compute))
         self.schedule = learning_rate_schedule(optimizer, updates)
         self.optimizer = make_optimizer(optimizer, self.schedule)
+        if self.compute.param_dtype != jnp.float32:
+            self.optimizer = with_float32_masters(self.optimizer)
         self.ema_decay = optimizer.ema_decay
         self.replicated: Any = NamedSharding(mesh, P())
         state = jax.eval_shape(self.new_state, shapes)
@@ -61,7 +63,7 @@ class TrainSetup:
 
     def _state_sharding(self, state: TrainState) -> TrainState:
         params = shardings(self.model_config, self.mesh)
-        # Moments lie where their parameters lie; counters of the optimizer lie everywhere.
+        # Moments and masters lie where their parameters lie; counters of the optimizer lie everywhere.
         moments = optax.tree.map_params(
             self.optimizer,
             lambda _, sharding: sharding,
@@ -79,7 +81,7 @@ class TrainSetup:
 
     def new_state(self, params: PyTree) -> TrainState:
         """The state before the first step; pure."""
-        ema = jax.tree.map(jnp.copy, params) if self.ema_decay else None
+        ema = jax.tree.map(jnp.copy, float32(params)) if self.ema_decay else None
         return TrainState(
             params,
             self.optimizer.init(params),

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from dcore_jax.training.optimizer import MasterState, float32
+
 
 class TrainState(NamedTuple):
     """What a run carries from step to step, and what a checkpoint holds."""
 
     params: PyTree
-    optimizer: PyTree
-    ema: PyTree | None  # moving average of the parameters, where one is kept
+    optimizer: PyTree  # with float32 masters where the parameters are bfloat16
+    ema: PyTree | None  # moving average of the parameters in float32, where one is kept
     step: Int[Array, ""]  # optimizer steps done
     rng: Array  # key of recipes that draw; SFT itself draws nothing
 
@@ -40,17 +42,20 @@ def apply_gradient(
     A loss or gradient norm that is not finite leaves parameters, optimizer and moving average as they were and is reported,
     so that a bad batch cannot destroy a run before the host has looked. The step counter moves on either way.
     """
-    norm = optax.global_norm(gradient).astype(jnp.float32)
+    norm = optax.global_norm(float32(gradient))
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
+    exact = optax.apply_updates(state.params, updates)
+    if isinstance(optimizer_state, MasterState):
+        exact = optimizer_state.masters
+    params = jax.tree.map(lambda new, old: new.astype(old.dtype), exact, state.params)
 
     def keep(new: PyTree, old: PyTree) -> PyTree:
         return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
     ema = state.ema
     if ema is not None:
-        ema = keep(optax.incremental_update(params, ema, 1.0 - ema_decay), ema)
+        ema = keep(optax.incremental_update(exact, ema, 1.0 - ema_decay), ema)
     new = TrainState(
         params=keep(params, state.params),
         optimizer=keep(optimizer_state, state.optimizer),
