@@ -45,7 +45,8 @@ def reference_of(truth: Any) -> Reference:
         raise Malformed("a ground truth in a notation that no response can be scored in")
     if notation is None and not (parsed.thought or "<response>" in text or " " in parsed.reply):
         raise Malformed(_NEITHER)
-    return Reference(parsed.calls, bool(parsed.reply), notation or ("tags" if "<response>" in text else None))
+    replies = bool(parsed.reply) if parsed.calls or parsed.reply else None  # `[]` leaves the words open
+    return Reference(parsed.calls, replies, notation or ("tags" if "<response>" in text else None))
 
 
 def _calls(listed: list[Any]) -> tuple[Call, ...]:
