@@ -11,6 +11,22 @@ from dcore_jax.errors import UserError, first_line
 EXTENSIONS = (".jsonl", ".json", ".parquet")
 HUB = "hf://datasets/"
 
+# Columns that are read, and the fields in them that hold data of a caller's own, in which a null is a value.
+_COLUMNS = (
+    *("tools", "functions", "messages", "conversations", "prompt", "completion", "chosen", "history"),
+    *("reference", "answers", "answer", "reward_model"),
+)
+_DATA = {
+    **dict.fromkeys(("tools", "functions"), "tools"),
+    **dict.fromkeys(("arguments", "parameters"), "arguments"),
+    **dict.fromkeys(("content", "value"), "content"),
+}
+_STORED = {
+    "tools": "tools as a JSON string",
+    "arguments": "arguments as a JSON string",
+    "content": "a tool's result as text",
+}
+
 
 class Malformed(ValueError):
     """A record that cannot be used; its message is the reason under which it is counted."""
@@ -153,22 +169,27 @@ def _parquet_rows(name: str, path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _ambiguous_null(row: dict[str, Any]) -> str | None:
-    """The reason to reject a row with nulls inside arguments or tool schemas; None without such nulls.
+    """The reason to reject a row with nulls inside arguments, tool schemas or a tool's result; None without such nulls.
 
     Parquet gives every struct of a column all of the column's fields, so a null there may mean absent or null.
     """
+    return next((why for name in _COLUMNS if (why := _null_in_data({name: row.get(name)}))), None)
 
-    def has_null(value: Any) -> bool:
-        if isinstance(value, dict):
-            return any(item is None or has_null(item) for item in value.values())
-        return isinstance(value, list) and any(has_null(item) for item in value)
 
-    if has_null(row.get("tools")):
-        return "nulls inside a Parquet struct of tools: store tools as a JSON string"
-    for messages in (row.get("messages"), row.get("conversations")):
-        for message in messages if isinstance(messages, list) else ():
-            for call in (message.get("tool_calls") or ()) if isinstance(message, dict) else ():
-                function = (call.get("function") or call) if isinstance(call, dict) else {}
-                if has_null(function.get("arguments")):
-                    return "nulls inside a Parquet struct of arguments: store arguments as a JSON string"
+def _null_in_data(value: Any) -> str | None:
+    if isinstance(value, list):
+        return next((why for item in value if (why := _null_in_data(item))), None)
+    for key, item in value.items() if isinstance(value, dict) else ():
+        if isinstance(item, dict | list):
+            kind = _DATA.get(key)
+            if kind is not None and _has_null(item) and (isinstance(item, dict) or kind != "content"):
+                return f"nulls inside a Parquet struct of {kind}: store {_STORED[kind]}"
+            if why := _null_in_data(item):
+                return why
     return None
+
+
+def _has_null(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(item is None or _has_null(item) for item in value.values())
+    return isinstance(value, list) and any(map(_has_null, value))
