@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "dcore_jax"
 FLOORS = [
     {"errors", "lazy", "atomic", "dtypes", "config", "progress", "calls", "mesh"}
     | {"kernels", "models", "weights", "checkpoint", "metrics"},
-    {"data", "regions", "rewards", "advantages", "losses", "algorithms", "toolworld", "engines", "nano", "training"},
+    {"data", "regions", "rewards", "advantages", "losses", "algorithms", "toolworld", "engines", "nano", "training"}
+    | {"preview"},
     {"sft", "rl", "distill", "evaluation", "plots", "plots_rl"},
     {"cli"},
 ]  # fmt: skip

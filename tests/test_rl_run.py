@@ -20,6 +20,7 @@ from dcore_jax.data.tokenizer import load_tokenizer
 from dcore_jax.engines import EngineConfig
 from dcore_jax.metrics import read_metrics
 from dcore_jax.nano import NanoConfig, embedded_model
+from dcore_jax.plots_rl import plot_token_entropy
 from dcore_jax.rl import EvaluationConfig, RewardConfig, RLConfig, RolloutConfig, summary, train
 from dcore_jax.rl import run as rl_run
 from dcore_jax.rl.learner import Learner
@@ -547,3 +548,11 @@ def test_importance_sampling_is_on_where_another_policy_samples_and_the_header_s
     assert config.running_algorithm().importance_cap == cap
     assert line in config.importance_line() and bool(line) == bool(config.importance_line())
     assert (f"importance_cap: None -> {cap}" in config.changed_numbers()) == (cap is not None)
+
+
+def test_tokens_of_every_script_are_drawn_without_a_warning(tmp_path, recwarn):
+    rows = [
+        {"token": token, "entropy": 1.0, "count": 2} for token in ("噘", "카", "é", "$x$", "", "\n", "\ud800")
+    ]
+    plot_token_entropy({"highest": rows, "lowest": rows}, tmp_path / "tokens.png")
+    assert (tmp_path / "tokens.png").stat().st_size and not recwarn.list

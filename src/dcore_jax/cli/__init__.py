@@ -12,6 +12,7 @@ COMMANDS = {
     "sft": "packed supervised fine-tuning on a mesh",
     "rl": "DA-GRPO and its relatives on tool rewards",
     "distill": "self-distillation: seeds to a verified SFT corpus",
+    "preview": "data as the model will see them, before anything is trained",
     "export": "a run's checkpoint as a Hugging Face folder",
     "demo": "the whole method at nano size, on any machine",
     "configs": "list the configs that travel with the package, or print one",

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dcore_jax.data.contamination import ContaminationGuard
 from dcore_jax.data.files import Malformed, file_rows, local_file
 from dcore_jax.data.record import LossTurns, Message, Record, Reference, Rejections
 from dcore_jax.data.shapes import records_of
@@ -37,6 +38,18 @@ def read_records(
     """
     rejections = Rejections(strict=strict)
     return list(iterate_records(paths, rejections)), rejections
+
+
+def without_contaminated(
+    records: Iterable[Record], guard: ContaminationGuard | None, rejections: Rejections
+) -> Iterator[Record]:
+    """The records that no benchmark item matches; the others are counted."""
+    for record in records:
+        reason = guard.reason_of_messages(record.messages, record.tools) if guard else ""
+        if reason:
+            rejections.add(reason, record.origin)
+        else:
+            yield record
 
 
 def iterate_records(paths: Iterable[str | Path] | str | Path, rejections: Rejections) -> Iterator[Record]:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, UInt8
 
+from dcore_jax.data.contamination import ContaminationGuard
 from dcore_jax.data.record import Record, Rejections
-from dcore_jax.data.records import iterate_records
+from dcore_jax.data.records import iterate_records, without_contaminated
 from dcore_jax.data.rendering import Mask, TrainingSample, characters, render_batch
 from dcore_jax.errors import UserError
 from dcore_jax.progress import progress_bar
@@ -200,10 +201,12 @@ def load_samples(
     max_length: int,
     strict: bool = False,
     progress: bool = True,
+    guard: ContaminationGuard | None = None,
 ) -> tuple[SampleStore, DataReport]:
     """Reads, renders and tokenises files of records.
 
     Args:
+      guard: records that match an item of its benchmarks are left out and counted.
       max_length: in tokens; longer samples are rejected, never truncated.
 
     Raises:
@@ -212,7 +215,7 @@ def load_samples(
     """
     rejected = Rejections(strict=strict)
     return samples_from_records(
-        iterate_records(paths, rejected),
+        without_contaminated(iterate_records(paths, rejected), guard, rejected),
         tokenizer,
         mask=mask,
         max_length=max_length,

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator
 
 from dcore_jax.calls import CALL_FORMATS
+from dcore_jax.calls.blocks import block_end
+from dcore_jax.calls.thought import thought_end
 from dcore_jax.errors import check_choice
 from dcore_jax.regions.region import PAPER_RULES, Region, RegionRules, Span
 
@@ -66,8 +68,9 @@ def region_spans(
 
 
 def _scan(text: str, call_format: str, rules: RegionRules, in_thought: bool) -> Iterator[Span]:
-    """The thought with its tags, up to the last `</think>` as in `dcore_jax.calls`, then the answer."""
-    closing = text.rfind(_CLOSE_THOUGHT)
+    """The thought with its tags, up to its end as in `dcore_jax.calls`, then the answer."""
+    end = thought_end(text)
+    closing = -1 if end is None else end
     leading = len(text) - len(text.lstrip(_SPACES))
     opened = text.startswith(_OPEN_THOUGHT, leading)
     position = 0
@@ -100,11 +103,11 @@ def _tag_end(text: str, end: int, rules: RegionRules) -> int:
 
 def _tagged(text: str, start: int, call_format: str, rules: RegionRules) -> Iterator[Span]:
     """Tags, and the calls inside `<tool_call>`; a reply inside `<response>` is plain text between two tags."""
-    block = -1  # where the open block of calls starts
+    block = closes = -1  # where the open block of calls starts, and where its closing tag is
     for tag in _ANSWER_TAG[call_format].finditer(text, start):
         closing, kind = bool(tag[1]), tag[2]
         if block >= 0:
-            if not (closing and kind == "tool_call"):
+            if tag.start() != closes:
                 continue  # a block ends at its own closing tag, whatever tags its strings hold
             yield from _json_calls(text, block, tag.start(), rules)
         elif closing and kind == "tool_call":
@@ -112,6 +115,7 @@ def _tagged(text: str, start: int, call_format: str, rules: RegionRules) -> Iter
         end = _tag_end(text, tag.end(), rules)
         yield Span(tag.start(), end, Region.FORMAT)
         block = end if kind == "tool_call" and not closing else -1
+        closes = block_end(text, tag.end()) if block >= 0 else -1
     if block >= 0:
         yield from _json_calls(text, block, len(text), rules)
 

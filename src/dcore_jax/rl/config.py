@@ -140,6 +140,8 @@ class RLConfig:
     """Also take turns that report tool results as prompts, rewarded for making no further call."""
     chat_template_kwargs: tuple[str, ...] = ()
     """Variables for the model's chat template, `key=value` each: `enable_thinking=false`."""
+    benchmarks: tuple[str, ...] = ()
+    """Evaluation files (BFCL, API-Bank); prompts that match an item of theirs are counted and left out."""
     strict: bool = False
     """Stop at the first prompt that cannot be used, naming file and line, instead of counting it."""
     seed: int = 0
@@ -301,7 +303,7 @@ def _behind(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
 # Numbers that few runs change: options in a config file only, so that `--help` stays readable.
 _FILE_ONLY = (
     "algorithm.scale", "algorithm.zeta", "algorithm.region_ceilings", "algorithm.weight_min", "algorithm.weight_max",
-    "optimizer.beta1", "optimizer.beta2", "optimizer.epsilon", "reward.beta_accuracy", "reward.beta_format",
+    "checkpoint.keep", "optimizer.beta1", "optimizer.beta2", "optimizer.epsilon", "reward.beta_accuracy", "reward.beta_format",
 )  # fmt: skip
 # What an algorithm is, rather than a number of it.
 _STRUCTURE = (

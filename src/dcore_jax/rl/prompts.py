@@ -78,16 +78,21 @@ def read_questions(
       UserError: a file that cannot be read; with `strict`, the first row that cannot be used.
     """
     rejections = Rejections(strict=strict)
-    found: list[Question] = []
+    return list(questions_in(paths, call_format, rejections, reports=reports)), rejections
+
+
+def questions_in(
+    paths: Iterable[str | Path], call_format: str, rejections: Rejections, *, reports: bool = False
+) -> Iterator[Question]:
+    """`read_questions` one by one; what is left out goes to `rejections`."""
     for path in paths:
         name, local = str(path), local_file(str(path))
         for origin, row in file_rows(name, local):
             for question in questions_of(row, origin, local.stem, call_format, reports=reports):
                 if isinstance(question, Question):
-                    found.append(question)
+                    yield question
                 else:
                     rejections.add(question, origin)
-    return found, rejections
 
 
 def questions_of(

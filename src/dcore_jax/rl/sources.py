@@ -8,6 +8,7 @@ from typing import Any
 
 from dcore_jax.calls import CallFormat
 from dcore_jax.data import Rejections
+from dcore_jax.data.contamination import read_benchmarks
 from dcore_jax.data.notation import template_notation
 from dcore_jax.errors import UserError
 from dcore_jax.rewards import RewardMix
@@ -79,7 +80,7 @@ def training_prompts(
     questions, rejected = read_questions(files, notation, strict=config.strict, reports=config.reports)
     for name in filter(is_spec, config.data):
         questions += _toolworld(config, notation, toolworld_spec(name, config.seed))
-    questions = _in_one_notation(config, questions)
+    questions = _uncontaminated(config, _in_one_notation(config, questions), rejected)
     prompts = render_prompts(questions, tokenizer, max_length=config.rollout.max_prompt, rejections=rejected)
     prompts = reachable_prompts(prompts, tokenizer, reward, rejected)
     if not prompts:
@@ -136,6 +137,19 @@ def toolworld_spec(name: str, seed: int) -> ToolWorldSpec:
 
 def _toolworld(config: RLConfig, notation: CallFormat, spec: ToolWorldSpec) -> list[Question]:
     return toolworld_questions(spec.tasks(), notation, reports=config.reports)
+
+
+def _uncontaminated(config: RLConfig, questions: list[Question], rejected: Rejections) -> list[Question]:
+    """The questions that no item of `config.benchmarks` matches; the others are counted."""
+    if not config.benchmarks:
+        return questions
+    guard, kept = read_benchmarks(config.benchmarks), []
+    for question in questions:
+        if reason := guard.reason_of_messages(question.messages, question.tools):
+            rejected.add(reason, question.origin)
+        else:
+            kept.append(question)
+    return kept
 
 
 def _in_one_notation(config: RLConfig, questions: list[Question]) -> list[Question]:

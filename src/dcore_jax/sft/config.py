@@ -49,6 +49,8 @@ class SFTConfig:
     """Tokens that carry loss; release: the authors' mask and denominator."""
     chat_template_kwargs: tuple[str, ...] = ()
     """Variables for the model's chat template, `key=value` each: `enable_thinking=false`."""
+    benchmarks: tuple[str, ...] = ()
+    """Evaluation files (BFCL, API-Bank); records that match an item of theirs are counted and left out."""
     strict: bool = False
     """Stop at the first record that cannot be used, naming file and line, instead of counting it."""
     seed: int = 0

@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from dcore_jax.atomic import write_text_atomic
 from dcore_jax.data import load_samples
 from dcore_jax.data.chat_template import chat_template
+from dcore_jax.data.contamination import read_benchmarks
 from dcore_jax.data.packing import count_batches, packed_batches
 from dcore_jax.data.store import SampleStore
 from dcore_jax.data.tokenizer import load_tokenizer
@@ -76,6 +77,7 @@ def load_data(
         max_length=min(config.packing.length, model.max_position_embeddings),
         strict=config.strict,
         progress=main,
+        guard=read_benchmarks(config.benchmarks) if config.benchmarks else None,
     )
     log(str(report))
     if int(store.tokens.max()) >= model.vocab_size:
