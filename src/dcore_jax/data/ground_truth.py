@@ -48,8 +48,7 @@ def reference_of(truth: Any) -> Reference:
         raise Malformed("a ground truth in a notation that no response can be scored in")
     if notation is None and not (parsed.thought or "<response>" in text or " " in parsed.reply):
         raise Malformed(_NEITHER)
-    # `[]` says that no call is expected, and not that nothing is to be said.
-    replies = bool(parsed.reply) if parsed.calls or parsed.reply else None
+    replies = bool(parsed.reply) if parsed.calls or parsed.reply else None  # `[]` leaves the words open
     return Reference(parsed.calls, replies, notation or ("tags" if "<response>" in text else None))
 
 
