@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import random
 import re
 import shutil
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from conftest import CORE_INSTALL
 from dcore_jax import UserError, load_hf
 from dcore_jax.cli import demo
 from dcore_jax.config import read_config, write_config
@@ -50,7 +50,7 @@ CONFIG = SFTConfig(
     checkpoint=CheckpointConfig(every=4),
     nano=NanoConfig(hidden=64, layers=1),
 )
-ENVIRONMENT = {**os.environ, "PYTHONUNBUFFERED": "1"}
+ENVIRONMENT = {**CORE_INSTALL, "PYTHONUNBUFFERED": "1"}
 ENVIRONMENT.pop("NPROC", None)  # as a user's shell has it
 
 
