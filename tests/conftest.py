@@ -86,6 +86,15 @@ def torch_model(name: str, **changes):
     return model
 
 
+# For commands that tests start: torch is not found, as after `pip install dcore-jax`, and the seconds of its import are saved
+# (transformers imports it where it is there).
+CORE_INSTALL = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join(
+        filter(None, [str(Path(__file__).parent / "core_install"), os.environ.get("PYTHONPATH")])
+    ),
+}
+
 # A file stays on one worker; started last, one of these would run alone while the other worker has nothing left to do.
 SLOWEST_FILES = (
     "test_sft_run.py", "test_rl_run.py", "test_notebooks.py", "test_sft_step.py", "test_weights.py", "test_rl_notebook.py",

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from conftest import CORE_INSTALL
 from dcore_jax import UserError
 from dcore_jax.algorithms import algorithm_preset
 from dcore_jax.config import config_from_dict, read_config, write_config
@@ -163,6 +164,7 @@ def test_killed_between_rollout_and_update_and_resumed_it_equals_the_uninterrupt
     )
     killed = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "config.yaml")],
+        env=CORE_INSTALL,
         capture_output=True,
         text=True,
     )
