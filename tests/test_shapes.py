@@ -193,15 +193,6 @@ NULL_DAY = {"name": "tide", "arguments": {"harbour": "Veere", "day": None}}
         ({"messages": [{"role": "user", "content": ASKED}], "reference": [NULL_DAY]}, "arguments"),
         ({"prompt": ASKED, "reward_model": {"ground_truth": [NULL_DAY]}}, "arguments"),
         ({"prompt": ASKED, "completion": [{"role": "assistant", "tool_calls": [NULL_DAY]}]}, "arguments"),
-        ({"query": ASKED, "answers": [NULL_DAY], "tools": json.dumps([TOOL])}, "arguments"),
-        (
-            {
-                "query": ASKED,
-                "answers": f"[{JSON}]",
-                "tools": [{"name": "tide", "parameters": {"day": None, "a": 1}}],
-            },
-            "tools",
-        ),
     ],
 )
 def test_a_null_in_an_arrow_struct_of_data_is_counted(tmp_path, row, kind):
@@ -210,6 +201,15 @@ def test_a_null_in_an_arrow_struct_of_data_is_counted(tmp_path, row, kind):
     for rejections in (read_records(path)[1], read_questions([path], "qwen")[1], read_seeds([str(path)])[1]):
         (reason,) = rejections.counts
         assert reason.startswith(f"nulls inside a Parquet struct of {kind}: ")
+
+
+def test_a_null_argument_that_the_tools_schema_does_not_require_is_one_that_the_row_does_not_have(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pq.write_table(
+        pa.Table.from_pylist([{"query": ASKED, "answers": [NULL_DAY], "tools": json.dumps([TOOL])}]), path
+    )
+    (question,), rejections = read_questions([path], "qwen")
+    assert question.reference == (Call("tide", {"harbour": "Veere"}),) and not rejections.total
 
 
 # --- what else people bring ---
