@@ -143,8 +143,8 @@ def test_a_packed_dcore_line_is_one_record_per_conversation():
         ({"messages": ["hello"]}, "a message must be an object, not str"),
         ({"messages": [USER]}, "no assistant turn"),
         ({"messages": [USER, {"role": "robot", "content": "x"}]}, "unknown role 'robot'"),
-        ({"messages": [USER, {"role": "assistant", "content": 3}]}, "content of a assistant message must be text, not int"),
-        ({"messages": [{"role": "user"}, ANSWER]}, "content of a user message must be text, not NoneType"),
+        ({"messages": [USER, {"role": "assistant", "content": 3}]}, "content of an assistant message must be text, not int"),
+        ({"messages": [{"role": "user"}, ANSWER]}, "a user message without content"),
         ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, "an assistant turn without content or tool calls"),
         ({"messages": [USER, {**ANSWER, "reasoning_content": 1}]}, "reasoning_content must be text"),
         ({"messages": [USER, calling("{broken")]}, "tool call arguments is a string that is not JSON"),
@@ -202,7 +202,7 @@ UNWRITABLE = {
     "tool call arguments: a number with too many digits": {"tool_calls": [{"name": "f", "arguments": {"a": 10**400}}]},
     "a tool call without a name": {"tool_calls": [{"name": "", "arguments": {}}]},
     "text with a lone surrogate in a tool call": {"tool_calls": [{"name": "f\udc00"}]},
-    "text with a lone surrogate in a assistant message": {"reasoning_content": "hm \ud83d"},
+    "text with a lone surrogate in an assistant message": {"reasoning_content": "hm \ud83d"},
 }  # fmt: skip
 
 
@@ -221,7 +221,7 @@ def test_what_no_template_could_write_is_counted_and_its_neighbours_stay(tmp_pat
         ({"conversations": [{"from": "human", "value": "\ud83d"}, ANSWER]}, "text with a lone surrogate in a user message"),
         ({**TOOLRL, "instruction": "\ud83d"}, "text with a lone surrogate in a system message"),
         ({**TOOLRL, "input": "\ud83d"}, "text with a lone surrogate in a user message"),
-        ({**TOOLRL, "output": "\ud83d"}, "text with a lone surrogate in a assistant message"),
+        ({**TOOLRL, "output": "\ud83d"}, "text with a lone surrogate in an assistant message"),
         ({**CHAT, "tools": [{**TOOL, "note": "\ud83d"}]}, "tools: text with a lone surrogate"),
         ({**CHAT, "tools": [{**TOOL, "note": float("inf")}]}, "tools: a number that is not finite"),
         ({**CHAT, "category": "\ud83d"}, "text with a lone surrogate in category"),

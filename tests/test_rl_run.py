@@ -20,6 +20,7 @@ from dcore_jax.data.tokenizer import load_tokenizer
 from dcore_jax.engines import EngineConfig
 from dcore_jax.metrics import read_metrics
 from dcore_jax.nano import NanoConfig, embedded_model
+from dcore_jax.plots_rl import plot_token_entropy
 from dcore_jax.rl import EvaluationConfig, RewardConfig, RLConfig, RolloutConfig, summary, train
 from dcore_jax.rl import run as rl_run
 from dcore_jax.rl.learner import Learner
@@ -160,11 +161,8 @@ def test_killed_between_rollout_and_update_and_resumed_it_equals_the_uninterrupt
         "Learner.update = killed\n"
         "train(read_config(RLConfig, sys.argv[1]))\n"
     )
-    environment = {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
-    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
     killed = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "config.yaml")],
-        env=environment,
         capture_output=True,
         text=True,
     )
@@ -547,3 +545,11 @@ def test_importance_sampling_is_on_where_another_policy_samples_and_the_header_s
     assert config.running_algorithm().importance_cap == cap
     assert line in config.importance_line() and bool(line) == bool(config.importance_line())
     assert (f"importance_cap: None -> {cap}" in config.changed_numbers()) == (cap is not None)
+
+
+def test_tokens_of_every_script_are_drawn_without_a_warning(tmp_path, recwarn):
+    rows = [
+        {"token": token, "entropy": 1.0, "count": 2} for token in ("噘", "카", "é", "$x$", "", "\n", "\ud800")
+    ]
+    plot_token_entropy({"highest": rows, "lowest": rows}, tmp_path / "tokens.png")
+    assert (tmp_path / "tokens.png").stat().st_size and not recwarn.list

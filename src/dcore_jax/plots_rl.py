@@ -125,7 +125,7 @@ def plot_token_entropy(extremes: dict[str, list[dict[str, Any]]], out: str | Pat
         for axes, kind, color in zip(figure.subplots(1, 2), ("highest", "lowest"), (_WARM, _DARK)):
             rows = extremes[kind][::-1]
             axes.barh(range(len(rows)), [row["entropy"] for row in rows], color=color)
-            names = [repr(row["token"])[1:-1].replace("$", r"\$") or "(empty)" for row in rows]
+            names = [_label(row["token"]) for row in rows]
             axes.set_yticks(range(len(rows)), names, fontsize=8)
             axes.set_title(f"{kind} entropy [nats]", loc="left", fontsize=10)
 
@@ -174,6 +174,12 @@ def plot_comparison(runs: dict[str, Sequence[str | Path]], out: str | Path, *, k
         axes.grid(alpha=0.25)
 
     return _save(draw, out, (6.0, 4.0))
+
+
+def _label(token: str) -> str:
+    """A token as a label: escapes for what the font of the pictures has no glyph of."""
+    shown = "".join(c if c.isascii() or "\xa1" <= c < "\u0250" else ascii(c)[1:-1] for c in repr(token)[1:-1])
+    return shown.replace("$", r"\$") or "(empty)"
 
 
 def _save(draw: Callable[[Any], None], out: str | Path, size: tuple[float, float]) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from dcore_jax.atomic import write_text_atomic
@@ -63,14 +64,15 @@ def run(arguments: Sequence[str]) -> None:
     prepare_devices("1")
     from dcore_jax.preview import html_page, terminal_text
 
-    shown, facts = _preview(config)
+    with TemporaryDirectory() as embedded:  # for the nano model and the tool world, where they are asked for
+        shown, facts = _preview(config, Path(embedded))
     print(terminal_text(shown, colours=sys.stdout.isatty()))
     print(facts)
     write_text_atomic(Path(config.page), html_page(", ".join(config.data), facts, shown))
     print(f"wrote {config.page}")
 
 
-def _preview(config: PreviewConfig) -> tuple[list[tuple[str, Any]], str]:
+def _preview(config: PreviewConfig, embedded: Path) -> tuple[list[tuple[str, Any]], str]:
     from dcore_jax.data.chat_template import chat_template
     from dcore_jax.data.notation import template_notation
     from dcore_jax.data.record import Rejections
@@ -81,7 +83,7 @@ def _preview(config: PreviewConfig) -> tuple[list[tuple[str, Any]], str]:
     from dcore_jax.sft.inputs import model_and_files
 
     sft = SFTConfig(model=config.model, data=config.data)
-    folder, files = model_and_files(sft, Path(config.page).parent / "preview")
+    folder, files = model_and_files(sft, embedded)
     template = chat_template(load_tokenizer(folder), config.chat_template_kwargs, datetime.now())
     length = min(config.length, read_model_config(folder).max_position_embeddings)
     rejected = Rejections()

@@ -7,7 +7,7 @@ from typing import Any
 from dcore_jax.calls import parse_any_response
 from dcore_jax.data.files import Malformed, decode_json
 from dcore_jax.data.messages import call_message, conversation, message_of
-from dcore_jax.data.record import Message
+from dcore_jax.data.record import Message, check_texts
 from dcore_jax.data.tool_schemas import openai_tools
 
 _GLAIVE_SPEAKER = re.compile(r"(?:^|\n)\s*(USER|ASSISTANT|FUNCTION RESPONSE):")
@@ -47,6 +47,7 @@ def glaive_conversation(row: dict[str, Any]) -> tuple[list[Message], None]:
     chat = row["chat"]
     if not isinstance(chat, str) or not isinstance(row.get("system") or "", str):
         raise Malformed("a glaive record needs system and chat, both text")
+    check_texts([chat, row.get("system")], "a glaive record")
     speakers = list(_GLAIVE_SPEAKER.finditer(chat))
     if not speakers or chat[: speakers[0].start()].strip():
         raise Malformed("a glaive chat that does not start with a speaker")

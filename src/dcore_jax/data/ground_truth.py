@@ -23,6 +23,9 @@ def reference_of(truth: Any) -> Reference:
     """
     if isinstance(truth, list) and len(truth) == 1 and isinstance(truth[0], str):
         truth = truth[0]
+    if isinstance(truth, str) and truth.strip().startswith('"'):
+        with contextlib.suppress(Malformed):
+            truth = decode_json(truth, "not JSON")  # JSON text of a text
     if isinstance(truth, dict):
         truth = [truth]
     if isinstance(truth, list):
@@ -45,7 +48,9 @@ def reference_of(truth: Any) -> Reference:
         raise Malformed("a ground truth in a notation that no response can be scored in")
     if notation is None and not (parsed.thought or "<response>" in text or " " in parsed.reply):
         raise Malformed(_NEITHER)
-    return Reference(parsed.calls, bool(parsed.reply), notation or ("tags" if "<response>" in text else None))
+    # `[]` says that no call is expected, and not that nothing is to be said.
+    replies = bool(parsed.reply) if parsed.calls or parsed.reply else None
+    return Reference(parsed.calls, replies, notation or ("tags" if "<response>" in text else None))
 
 
 def _calls(listed: list[Any]) -> tuple[Call, ...]:

@@ -4,6 +4,7 @@ A row with an answer is a conversation to learn from; a row that states what the
 `answers`, `answer`) is a prompt with a reference. The first shape of `_SHAPES` whose test holds reads the row.
 """
 
+import contextlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,8 @@ from dcore_jax.data.tool_schemas import openai_tools
 from dcore_jax.errors import UserError
 
 Row = dict[str, Any]
+# Where data sets of judged answers say that this one is bad (TRL's KTO, LLaMA-Factory's).
+_REFUSALS = ("label", "kto_tag")
 # What a reader of a shape gives: messages, their weights, and a reference where the messages wait for an answer.
 Found = tuple[list[Message], tuple[float, ...] | None, Reference | None]
 
@@ -33,8 +36,11 @@ def records_of(row: Any, *, origin: str, category: str) -> list[Record]:
         raise Malformed(f"category must be a string, not {type(named).__name__}")
     check_texts([named], "category")
     loss_turns = row.get("loss_turns", "last" if "single_conv_last_idx" in row else "every")
+    if any(row.get(key) in (False, 0) for key in _REFUSALS):
+        raise Malformed("an answer that is marked as a bad one")
     if loss_turns not in ("every", "last"):
         raise Malformed(f"loss_turns must be 'every' or 'last', not {loss_turns!r}")
+    row = _with_tools_of_messages(row)
     tools = _tools(row, shape)
     return [_record(row, found, tools, named, origin, loss_turns, shape) for found in read(row)]
 
@@ -140,13 +146,20 @@ def _verl(row: Row) -> list[Found]:
 
 
 def _trl(row: Row) -> list[Found]:
-    """TRL: `prompt` with `completion`, or with `chosen` (of which `rejected` is not read); each a text or messages."""
+    """TRL: `prompt` with `completion`, or with `chosen` (of which `rejected` is not read); each a text or messages.
+
+    LLaMA-Factory's preferences have their prompt in `conversations`, or in `instruction` and `input`.
+    """
     name = "completion" if "completion" in row else "chosen"
-    answer = decode_json(row[name], "") if isinstance(row[name], list) else row[name]
+    answer = [row[name]] if isinstance(row[name], dict) else row[name]
     turns = [message_of("assistant", answer)] if isinstance(answer, str) else conversation(answer, name)[0]
-    if "prompt" not in row:
+    if "instruction" in row and isinstance(answer, str):
+        return _alpaca({**row, "output": answer})
+    if "prompt" not in row and "conversations" not in row:
+        if turns[0]["role"] == "assistant":
+            raise Malformed("a chosen answer without its prompt")
         return [(turns, None, None)]
-    prompt = _prompt(row["prompt"])
+    prompt = _prompt(row["prompt"] if "prompt" in row else row["conversations"])
     if turns[: len(prompt)] == prompt:  # `chosen` may hold the prompt once more
         turns = turns[len(prompt) :]
     weights = (*(0.0 if message["role"] == "assistant" else 1.0 for message in prompt), *(1.0 for _ in turns))
@@ -188,7 +201,7 @@ def _is_toolrl(row: Row) -> bool:
 _SHAPES: tuple[tuple[str, Callable[[Row], bool], Callable[[Row], list[Found]]], ...] = (
     ("messages with reference", lambda row: {"messages", "reference"} <= row.keys(), _messages_with_reference),
     ("messages", lambda row: "messages" in row, _messages),
-    ("conversations", lambda row: "conversations" in row, _conversations),
+    ("conversations", lambda row: "conversations" in row and "chosen" not in row, _conversations),
     ("seed", lambda row: {"query", "reference"} <= row.keys(), _seed),
     ("xlam", lambda row: {"query", "answers"} <= row.keys(), _xlam),
     ("verl", lambda row: {"prompt", "reward_model"} <= row.keys(), _verl),
@@ -241,7 +254,11 @@ def _tools(row: Row, shape: str) -> tuple[dict[str, Any], ...] | None:
         return glaive_tools(row) if shape == "glaive" else None
     if value == "":
         return None
-    tools = decode_json(value, "tools is a string that is not JSON")
+    tools = value
+    for _ in range(2):  # some programs write the JSON text as JSON once more
+        tools = decode_json(tools, "tools is a string that is not JSON")
+    if isinstance(tools, dict) and ("function" in tools or "name" in tools):
+        tools = [tools]
     if not isinstance(tools, list):
         raise Malformed(f"tools must be a list, not {type(tools).__name__}")
     written = (
@@ -254,6 +271,32 @@ def _tools(row: Row, shape: str) -> tuple[dict[str, Any], ...] | None:
     if any("function" not in tool for tool in tools):
         return openai_tools(tools) or None
     return tuple(tools)
+
+
+def _with_tools_of_messages(row: Row) -> Row:
+    """The row with `tools` beside its messages, where they stand inside one of them. Raises `Malformed` for several."""
+    name = next((name for name in ("messages", "conversations", "prompt") if name in row), "")
+    with contextlib.suppress(Malformed):
+        row = {**row, name: decode_json(row[name], "")} if name else row
+    messages = row[name] if name and isinstance(row[name], list) else []
+    inside = [
+        message[key]
+        for message in messages
+        if isinstance(message, dict)
+        for key in ("tools", "functions")
+        if message.get(key) not in (None, "", [])
+    ]
+    if not inside:
+        return row
+    if any(tools != inside[0] for tools in inside) or row.get("tools", inside[0]) != inside[0]:
+        raise Malformed("tools inside a message beside other tools")
+    kept = [
+        {key: value for key, value in message.items() if key not in ("tools", "functions")}
+        if isinstance(message, dict)
+        else message
+        for message in messages
+    ]
+    return {**row, name: kept, "tools": inside[0]}
 
 
 def _offered_in_system(first: Message, tools: tuple[dict[str, Any], ...]) -> bool:

@@ -13,6 +13,7 @@ from dcore_jax.data.files import Malformed
 from dcore_jax.data.records import Message
 
 UNSTABLE = "template not prefix-stable (the turn does not continue its own prompt)"
+FIRST = "an assistant turn before any request, for which the template writes no prompt"
 Tools = tuple[dict[str, Any], ...] | None
 
 
@@ -30,7 +31,12 @@ def single_turn(template: ChatTemplate, messages: Sequence[Message], turn: int, 
     Raises:
       Malformed: the template fails, or the turn does not continue its own prompt.
     """
-    prompt = render_chat(template, messages[:turn], tools, add_generation_prompt=True)
+    try:
+        prompt = render_chat(template, messages[:turn], tools, add_generation_prompt=True)
+    except Malformed:
+        if turn:
+            raise
+        raise Malformed(FIRST) from None
     whole = render_chat(template, messages[: turn + 1], tools)
     if not whole.startswith(prompt):
         raise Malformed(UNSTABLE)

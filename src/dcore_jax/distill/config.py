@@ -93,7 +93,7 @@ class DistillConfig:
     tries: int = 2
     """Attempts per subtask's thought and call."""
     call_format: str = "python"
-    """Notation of calls in answers and corpus: python, tags or qwen."""
+    """Notation of calls in answers and corpus: python, tags, qwen or json."""
     prompts: str = ""
     """Folder of prompt templates that come before the package's; `nano`: the tool world's."""
     benchmarks: tuple[str, ...] = ()

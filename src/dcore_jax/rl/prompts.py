@@ -248,12 +248,16 @@ def _turns(record: Record, call_format: str, reports: bool) -> Iterator[Question
             if calls and notation is None and not record.tools:
                 yield "a reference turn in a notation that no response can be scored in"
                 continue
+        if not calls and i + 1 in parsed:
+            yield "words of the assistant before another of its messages"
+            continue
         report = not calls and _is_tool_result(before[-1])
         if report and not reports:
             yield "a report on tool results, which makes no call (`--reports` takes it)"
             continue
         category = REPORT if report else record.category
-        yield Question(before, record.tools, calls, bool(response.reply), category, record.origin, scored)
+        replies = bool(response.reply) if calls or response.reply else None  # `[]`: no call is expected
+        yield Question(before, record.tools, calls, replies, category, record.origin, scored)
 
 
 def _is_tool_result(message: Message) -> bool:

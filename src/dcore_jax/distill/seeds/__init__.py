@@ -24,7 +24,7 @@ from dcore_jax.toolworld import TOOLWORLD
 
 __all__ = ["COPY", "SOURCES", "parse_seed", "read_seeds", "seeds_by_spec", "validated", "with_id"]
 
-_READERS: dict[str, Callable[[dict[str, Any], str], Conversation | SeedSample]] = {
+_READERS: dict[str, Callable[[dict[str, Any], str], Conversation | list[Conversation | SeedSample]]] = {
     "toolace": toolace.conversation,
     "xlam": xlam.conversation,
     "apigen_mt": apigen_mt.conversation,
@@ -89,10 +89,11 @@ def parse_seed(source: str, row: Any, origin: str) -> Iterator[SeedSample | Malf
         if not isinstance(row, dict):
             raise Malformed(f"a record must be a JSON object, not {type(row).__name__}")
         found = _READERS[source]({key: value for key, value in row.items() if value is not None}, origin)
-        if isinstance(found, SeedSample):
-            yield found
-        else:
-            yield from samples_of(found)
+        for item in found if isinstance(found, list) else [found]:
+            if isinstance(item, SeedSample):
+                yield item
+            else:
+                yield from samples_of(item)
     except Malformed as reason:
         yield reason
     except RecursionError:

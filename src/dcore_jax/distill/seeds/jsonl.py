@@ -26,8 +26,20 @@ from dcore_jax.distill.seeds.records import conversation_of, sample_of
 from dcore_jax.distill.seeds.xlam import calls_of
 
 
-def read(row: dict[str, Any], origin: str) -> Conversation | SeedSample:
-    """The conversation or the seed of a line. Raises `Malformed` with the reason."""
+def read(row: dict[str, Any], origin: str) -> list[Conversation | SeedSample]:
+    """The conversations (several of a packed D-CORE line) or the seed of a line. Raises `Malformed` with the reason."""
+    if shape_of(row) == "conversations":
+        records = parse_any_record(row, origin=origin)
+        _check_no_task(row)
+        last = len(records) - 1
+        return [
+            conversation_of(record, "jsonl", _kind(row) if i == last else None)
+            for i, record in enumerate(records)
+        ]
+    return [_read_one(row, origin)]
+
+
+def _read_one(row: dict[str, Any], origin: str) -> Conversation | SeedSample:
     shape = shape_of(row)
     if shape == "seed":
         return _sample(row, origin)
@@ -36,16 +48,20 @@ def read(row: dict[str, Any], origin: str) -> Conversation | SeedSample:
     if shape == "toolrl" or (shape == "verl" and "<user>" in str(row["prompt"])):
         return rlla.conversation(row, origin)
     record = parse_any_record(row, origin=origin)[0]
-    if "task" in row:
-        raise Malformed(
-            "a task on a conversation: its state is that of one query; write a seed with reference"
-        )
+    _check_no_task(row)
     if record.reference is None:
         return conversation_of(record, "jsonl", _kind(row))
     if shape == "api_bank":
         turn = render_calls(record.reference.calls, "tags")
         return rlla.conversation({"instruction": row["system"], "input": row["user"], "output": turn}, origin)
     return sample_of(record, "jsonl", _kind(row))
+
+
+def _check_no_task(row: dict[str, Any]) -> None:
+    if not isinstance(row.get("task", ""), str):  # a text is a column of the data set's own, as in Hermes
+        raise Malformed(
+            "a task on a conversation: its state is that of one query; write a seed with reference"
+        )
 
 
 def _sample(row: dict[str, Any], origin: str) -> SeedSample:

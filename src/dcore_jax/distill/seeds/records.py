@@ -20,7 +20,9 @@ from dcore_jax.distill.seeds.rlla import split_instruction
 from dcore_jax.distill.seeds.toolace import split_system
 
 _RESPONSE = "<tool_response>"
-_HERMES = re.compile(r"<tools>\s*(.*?)\s*</tools>", re.DOTALL)
+# The text before it mentions the tags too: `within <tools></tools> XML tags`.
+_HERMES = re.compile(r"<tools>\s*([\[{].*?)\s*</tools>", re.DOTALL)
+_ABOUT_TAGS = re.compile(r"[^.\n]*<tools>[^.\n]*\.?[^\S\n]*")
 
 
 def conversation_of(record: Record, source: str, kind: Kind | None = None) -> Conversation:
@@ -96,7 +98,8 @@ def tools_in_system(system: str) -> tuple[str, Any]:
         except Malformed:
             lines = filter(str.strip, inside.split("\n"))
             listed = [decode_json(line, "tools in the system text that are not JSON") for line in lines]
-        return system[: block.start()].strip(), listed if isinstance(listed, list) else [listed]
+        text = _ABOUT_TAGS.sub("", system[: block.start()]).strip()
+        return text, listed if isinstance(listed, list) else [listed]
     text, tools = split_instruction(system)
     return (text, tools) if tools else split_system(system)
 
