@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -444,3 +445,23 @@ def test_a_ground_truth_is_calls_or_a_reply_or_counted(truth, calls):
     questions, left_out = asked({"prompt": [USER], "reward_model": {"ground_truth": truth}, "tools": [TOOL]})
     assert [len(q.reference) for q in questions] == ([] if calls is None else [calls])
     assert len(left_out) == (calls is None)
+
+
+# --- the page ---
+
+
+def table_line(shape):
+    """The line of docs/data.md, with notations as under Qwen3's template."""
+    sft = str(len(shape.learned)) if shape.records else "none"
+    sft += f", in {shape.records} records" if shape.records > 1 else ""
+    rl = [f"{len(calls)} in `{notation}`" if calls else "no call" for calls, notation in shape.prompts]
+    seeds = ", ".join(shape.seeds) or "none"
+    return f"| {shape.name} | {shape.fields} | {sft} | {', '.join(rl)} | {seeds} |"
+
+
+def test_the_page_has_a_line_and_an_example_of_every_shape():
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    for shape in SHAPES:
+        assert table_line(shape) in page
+        assert json.dumps(shape.row, ensure_ascii=False) in page
+    assert page.count("\n{") == len(SHAPES)  # and no example of none
