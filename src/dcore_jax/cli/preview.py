@@ -13,7 +13,6 @@ from typing import Any, Literal
 from dcore_jax.atomic import write_text_atomic
 from dcore_jax.cli.options import parse_options
 from dcore_jax.errors import UserError
-from dcore_jax.mesh import prepare_devices
 from dcore_jax.sft.config import SFTConfig
 
 DESCRIPTION = "The first samples of data as the model will see them: what is masked, what is learned, what is left out, and why."
@@ -61,7 +60,6 @@ def run(arguments: Sequence[str]) -> None:
         raise UserError(
             "give the data and --model: dcore preview train.jsonl --model <Hugging Face folder or hub id>"
         )
-    prepare_devices("1")
     from dcore_jax.preview import html_page, terminal_text
 
     with TemporaryDirectory() as embedded:  # for the nano model and the tool world, where they are asked for
