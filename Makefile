@@ -12,6 +12,10 @@ endif
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export TOKENIZERS_PARALLELISM ?= false
+# Compiled Python in one place: without it each process, also each that a test starts, compiles jax, torch and transformers anew
+# where PYTHONDONTWRITEBYTECODE is set, which keeps its promise: nothing is written beside the sources.
+export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.cache/python
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test test-slow test-wheel test-network docs vllm test-vllm lint format clean
 help:
@@ -48,7 +52,7 @@ format: $(VENV)/.test
 	@$(BIN)/ruff format .
 
 test: lint
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.test
 	@$(BIN)/python -m pytest -m "slow and not network"

@@ -8,16 +8,18 @@ os.environ.setdefault(
     "NPROC", "64"
 )  # see mesh.prepare_devices: threads for 8 virtual devices that wait for one another
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Most of the suite's time is compilation: programs that run once need no optimised machine code.
+# Most of the suite's time is compilation: programs that run once need no optimised machine code, and every program is kept for
+# the next run. As variables, so that the processes and notebooks that tests start do the same.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".cache" / "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 from jaxtyping import install_import_hook
 
@@ -82,6 +84,28 @@ def torch_model(name: str, **changes):
             if "norm" in parameter_name or parameter_name.endswith("bias"):
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model
+
+
+# For commands that tests start: torch is not found, as after `pip install dcore-jax`, and the seconds of its import are saved
+# (transformers imports it where it is there).
+CORE_INSTALL = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join(
+        filter(None, [str(Path(__file__).parent / "core_install"), os.environ.get("PYTHONPATH")])
+    ),
+}
+
+# A file stays on one worker; started last, one of these would run alone while the other worker has nothing left to do.
+SLOWEST_FILES = (
+    "test_sft_run.py", "test_rl_run.py", "test_notebooks.py", "test_sft_step.py", "test_weights.py", "test_rl_notebook.py",
+    "test_algorithms.py", "test_checkpoint.py", "test_rl_step.py", "test_algorithm_options.py", "test_cli.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """The slowest files first (`make test` keeps this order with --no-loadscope-reorder)."""
+    rank = {name: index for index, name in enumerate(SLOWEST_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 @pytest.fixture(scope="session")

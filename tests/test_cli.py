@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from conftest import CORE_INSTALL
 from dcore_jax import UserError, cli
 from dcore_jax.cli import doctor
 from dcore_jax.cli.export import ExportConfig
@@ -222,7 +223,9 @@ def test_doctor_tells_that_no_device_is_found_and_what_to_install(monkeypatch, c
 
 def test_the_scripts_and_the_command_are_the_same_doors(tmp_path):
     texts = [
-        subprocess.run([sys.executable, *door, "--help"], capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, *door, "--help"], env=CORE_INSTALL, capture_output=True, text=True, check=True
+        ).stdout
         for door in (["scripts/train_sft.py"], ["-c", "from dcore_jax.cli import main; main()", "sft"])
     ]
     assert texts[0] == texts[1]

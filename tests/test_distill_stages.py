@@ -108,11 +108,11 @@ def test_too_many_subtasks_that_number_calls_to_match_are_left_to_the_count_chec
 
 
 def test_an_answer_of_blanks_between_fences_is_read_in_linear_time():
-    start = time.monotonic()
+    start = time.process_time()
     for text in ("```" + "\n" * 30_000 + "x", "```json" + " " * 30_000 + "```", "`" * 30_000):
         with pytest.raises(Rejected, match="not JSON"):
             read_subtasks(said(text), needs_index=True)
-    assert time.monotonic() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 def test_an_index_is_asked_for_only_where_the_reference_was_shown():
@@ -308,7 +308,7 @@ class Unruly:
     def call(self, call):
         self.calls += 1
         if call.name == "sleep":
-            time.sleep(0.5)
+            time.sleep(30)
         elif call.name == "exit":
             raise SystemExit(3)
         elif call.name == "raise":
@@ -338,7 +338,7 @@ def test_a_tool_that_does_not_come_back_is_left_behind():
     start = time.monotonic()
     assert "took longer than 0.05 s" in bounded.call(Call("sleep")).error
     assert "has not come back" in bounded.call(Call("fine")).error
-    assert time.monotonic() - start < 0.4 and inside.calls == 1 and bounded.done
+    assert time.monotonic() - start < 15 and inside.calls == 1 and bounded.done
 
 
 # --- compose ---

@@ -1,6 +1,10 @@
 """Against released artefacts: Qwen3's own tokenizer and template, the package `renderers`, and SmolLM2's weights."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +12,9 @@ import pytest
 from dcore_jax.data import parse_record, render
 from dcore_jax.data.rendering import end_of_turn_ids
 from dcore_jax.data.tokenizer import load_tokenizer
+from dcore_jax.models import model_config_from_hf
 from dcore_jax.rl.prompts import read_questions, render_prompts
+from dcore_jax.weights import export_decoder, new_decoder
 from generated_conversations import conversations
 from oracles import qwen3_folder, rendered_by_renderers
 from qwen_tokenizer import qwen_tokenizer
@@ -142,3 +148,45 @@ def test_where_renderers_differs_from_the_released_template(tokenizer):
     theirs = rendered_by_renderers(conversations, qwen3_folder())
     for name, given, rendered in zip(differ, conversations, theirs, strict=True):
         assert rendered != template_ids(tokenizer, given["messages"], [], False), name
+
+
+@pytest.mark.slow
+def test_readme_stage_2_on_real_prompts_runs_two_steps_whose_header_says_how(real_data, tmp_path):
+    """A random Qwen3 of the real vocabulary, ToolRL's real prompts, no flag about notation, reward or end tokens."""
+    fields = dict(
+        model_type="qwen3", architectures=["Qwen3ForCausalLM"], vocab_size=151_936, hidden_size=32, intermediate_size=64,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16, rms_norm_eps=1e-6, rope_theta=1e6,
+        max_position_embeddings=40_960, tie_word_embeddings=True, hidden_act="silu", initializer_range=0.3,
+    )  # fmt: skip
+    folder = export_decoder(new_decoder(model_config_from_hf(fields)), tmp_path / "model")
+    for path in qwen3_folder().iterdir():
+        if path.name != "config.json":
+            shutil.copyfile(path, folder / path.name)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [151_645, 151_643]}))
+    words = [
+        *(
+            "rl",
+            "--model",
+            folder,
+            "--data",
+            real_data / "toolrl" / "rlla_test.parquet",
+            "--output",
+            tmp_path / "run",
+        ),
+        *("--steps", 2, "--prompts", 2, "--updates", 1, "--rollout.group", 2, "--mesh", 1),
+        *("--rollout.max-prompt", 2048, "--rollout.max-response", 16, "--algorithm.alpha", 0.4),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "from dcore_jax.cli import main; main()", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = done.stderr + done.stdout
+    assert "prompts         79   70 expect a call" in said or "prompts         79   71 expect a call" in said
+    assert "algorithm da_grpo, preset paper, with alpha: 0.1 -> 0.4" in said
+    assert "reward    dcore_paper, calls in tags" in said
+    assert "responses end at <|endoftext|>, <|im_end|>" in said
+    assert "step 2/2" in said and "Warning" not in said

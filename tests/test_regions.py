@@ -164,9 +164,9 @@ def test_hostile_texts_take_linear_time(unit):
     text = ("[f(" + unit * (65536 // len(unit)))[:65536]
     for call_format in CALL_FORMATS:
         for variant in (text, "<tool_call>{" + text, text[3:]):
-            start = time.perf_counter()
+            start = time.process_time()
             region_spans(variant, call_format)
-            assert time.perf_counter() - start < 2.0  # quadratic time would be minutes
+            assert time.process_time() - start < 2.0  # quadratic time would be minutes
 
 
 RESPONSE = '<think>\nnaïve 😀 plan\n</think>\n\n[get_café(städt="Zürich 東京", n=3), stop()]<|im_end|>'

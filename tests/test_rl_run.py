@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from conftest import CORE_INSTALL
 from dcore_jax import UserError
 from dcore_jax.algorithms import algorithm_preset
 from dcore_jax.config import config_from_dict, read_config, write_config
@@ -161,11 +162,9 @@ def test_killed_between_rollout_and_update_and_resumed_it_equals_the_uninterrupt
         "Learner.update = killed\n"
         "train(read_config(RLConfig, sys.argv[1]))\n"
     )
-    environment = {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
-    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
     killed = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "config.yaml")],
-        env=environment,
+        env=CORE_INSTALL,
         capture_output=True,
         text=True,
     )

@@ -194,15 +194,7 @@ NULL_DAY = {"name": "tide", "arguments": {"harbour": "Veere", "day": None}}
         ({"messages": [{"role": "user", "content": ASKED}], "reference": [NULL_DAY]}, "arguments"),
         ({"prompt": ASKED, "reward_model": {"ground_truth": [NULL_DAY]}}, "arguments"),
         ({"prompt": ASKED, "completion": [{"role": "assistant", "tool_calls": [NULL_DAY]}]}, "arguments"),
-        ({"query": ASKED, "answers": [NULL_DAY], "tools": json.dumps([TOOL])}, "arguments"),
-        (
-            {
-                "query": ASKED,
-                "answers": f"[{JSON}]",
-                "tools": [{"name": "tide", "parameters": {"day": None, "a": 1}}],
-            },
-            "tools",
-        ),
+        ({"query": ASKED, "answers": [NULL_DAY]}, "arguments"),  # no schema tells what the null means
     ],
 )
 def test_a_null_in_an_arrow_struct_of_data_is_counted(tmp_path, row, kind):
@@ -211,6 +203,19 @@ def test_a_null_in_an_arrow_struct_of_data_is_counted(tmp_path, row, kind):
     for rejections in (read_records(path)[1], read_questions([path], "qwen")[1], read_seeds([str(path)])[1]):
         (reason,) = rejections.counts
         assert reason.startswith(f"nulls inside a Parquet struct of {kind}: ")
+
+
+def test_a_null_is_absent_where_the_schema_of_the_row_does_not_require_it(tmp_path):
+    path = tmp_path / "rows.parquet"
+    flat = {"name": "tide", "parameters": {"harbour": {"type": "str", "default": None}}}
+    rows = [
+        {"query": ASKED, "answers": [NULL_DAY], "tools": json.dumps([TOOL])},
+        {"query": ASKED, "answers": f"[{JSON}]", "tools": [flat]},
+    ]
+    for row, harbour in zip(rows, ("Veere", "Ostend")):
+        pq.write_table(pa.Table.from_pylist([row]), path)
+        (question,), rejections = read_questions([path], "qwen")
+        assert question.reference == (Call("tide", {"harbour": harbour}),) and not rejections.counts
 
 
 # --- what else people bring ---

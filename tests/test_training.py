@@ -64,7 +64,7 @@ def test_a_second_signal_ends_a_process_that_is_busy_in_native_code():
         "with preemption_signal():\n"
         "    print('ready', flush=True)\n"
         "    import time\n"
-        "    end = time.monotonic() + 30\n"
+        "    end = time.monotonic() + 300\n"
         "    while time.monotonic() < end:\n"
         "        ctypes.CDLL(None).usleep(900_000)\n"
         "        ctypes.CDLL(None).pause\n"
@@ -77,9 +77,9 @@ def test_a_second_signal_ends_a_process_that_is_busy_in_native_code():
     for _ in range(2):
         process.send_signal(signal.SIGINT)
         time.sleep(0.1)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode == 130
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     assert b"stopped at once" in errors and b"Traceback" not in errors
 
 

@@ -351,3 +351,50 @@ def test_in_process_logprobs_are_the_trainers_and_survive_sleep_and_wake(
     assert (
         found[2] < 3 * mean and found[3] < 3 * largest
     )  # the changed weights are sharper, so their rounding is coarser
+
+
+_ANSWER_IN_VLLM = """
+import json, sys
+from vllm import LLM, SamplingParams, TokensPrompt
+
+folder, prompts = sys.argv[1], json.loads(sys.argv[2])
+llm = LLM(folder, distributed_executor_backend="uni", dtype="float32", enforce_eager=True, max_model_len=512)
+given = SamplingParams(max_tokens=24, temperature=0.0)  # its end tokens come from the export's generation_config.json
+outputs = llm.generate([TokensPrompt(prompt_token_ids=p) for p in prompts], given, use_tqdm=False)
+print("ANSWER", json.dumps([list(output.outputs[0].token_ids) for output in outputs]))
+"""
+
+
+@pytest.mark.network
+def test_real_weights_that_we_exported_answer_in_vllm_as_in_our_engine(tmp_path):
+    """SmolLM2-135M-Instruct through our loader and export; greedy answers, and where they end, are the same."""
+    from dcore_jax import export_hf
+    from dcore_jax.data.chat_template import render_chat
+    from dcore_jax.data.tokenizer import load_tokenizer
+    from dcore_jax.weights import stop_token_ids
+    from oracles import smollm2_folder
+
+    folder = smollm2_folder()
+    model, tokenizer = load_hf(folder), load_tokenizer(folder)
+    out, ends = export_hf(model, tmp_path / "hf", source=folder), sorted(stop_token_ids(folder, tokenizer))
+    asked = ["What is the capital of Norway?", "Count from 1 to 5.", "Say hello in French."]
+    chats = [
+        render_chat(tokenizer, [{"role": "user", "content": q}], add_generation_prompt=True) for q in asked
+    ]
+    prompts = [tokenizer(chat, add_special_tokens=False)["input_ids"] for chat in chats]
+    greedy = SamplingParams(max_tokens=24, temperature=0.0)
+    ours = NativeEngine(model, slots=4, eos_token_ids=ends).generate(
+        [Request(tuple(p), greedy) for p in prompts]
+    )
+    environment = os.environ | {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_CI_ENV": "1", "TORCHDYNAMO_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", _ANSWER_IN_VLLM, str(out), json.dumps(prompts)],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    theirs = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("ANSWER"))[7:])
+    assert theirs == [list(sample.ids) for sample in ours]
+    assert any(len(answer) < 24 for answer in theirs)  # some end by themselves

@@ -86,7 +86,7 @@ def engine_of(servers, model, folder, **settings):
         "eos_token_ids": EOS,
         "folder": folder,
         "limits": FAST,
-        "startup_timeout": 30.0,
+        "startup_timeout": 120.0,
     }
     return ServerEngine(servers, model.config, **{**given, **settings})
 
@@ -107,7 +107,7 @@ def ask(server, path, body=None):
         data=None if body is None else json.dumps(body).encode(),
         headers={"Authorization": f"Bearer {server.key}", "Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=10) as response:
+    with urllib.request.urlopen(request, timeout=60) as response:
         return json.loads(response.read() or "null")
 
 
@@ -378,7 +378,7 @@ def test_a_request_that_times_out_is_retried_on_another_server(two, model, tmp_p
     late.start()
     limits = Limits(request_timeout=0.5, backoff=0.01)
     engine = engine_of(
-        [late.url, servers[0].url], model, tmp_path, key=late.key, limits=limits, startup_timeout=20.0
+        [late.url, servers[0].url], model, tmp_path, key=late.key, limits=limits, startup_timeout=120.0
     )
     try:
         asked = requests(4)
@@ -522,7 +522,7 @@ server.start()
 print(server.process_group, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert run.returncode == -signal.SIGKILL, run.stderr
     group = int(run.stdout)
     for _ in range(200):

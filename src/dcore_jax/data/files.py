@@ -1,74 +1,70 @@
 """Data files as rows: JSONL, JSON arrays and Parquet, on disk or on the Hugging Face hub, each row with its origin."""
 
 import codecs
+import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dcore_jax.data.arrow import parquet_rows
+from dcore_jax.data.malformed import Malformed, decode_json
 from dcore_jax.errors import UserError, first_line
 
-EXTENSIONS = (".jsonl", ".json", ".parquet")
+__all__ = [
+    "EXTENSIONS",
+    "HUB",
+    "Malformed",
+    "decode_json",
+    "extension_of",
+    "file_rows",
+    "local_file",
+    "stem_of",
+]
+
+EXTENSIONS = (".jsonl", ".json", ".parquet", ".jsonl.gz")
 HUB = "hf://datasets/"
 
-# Columns that are read, and the fields in them that hold data of a caller's own, in which a null is a value.
-_COLUMNS = (
-    *("tools", "functions", "messages", "conversations", "prompt", "completion", "chosen", "history"),
-    *("reference", "answers", "answer", "reward_model"),
-)
-_DATA = {
-    **dict.fromkeys(("tools", "functions"), "tools"),
-    **dict.fromkeys(("arguments", "parameters"), "arguments"),
-    **dict.fromkeys(("content", "value"), "content"),
-}
-_STORED = {
-    "tools": "tools as a JSON string",
-    "arguments": "arguments as a JSON string",
-    "content": "a tool's result as text",
-}
+
+def extension_of(name: str) -> str | None:
+    """Which of EXTENSIONS a name ends in."""
+    return next((extension for extension in EXTENSIONS if name.endswith(extension)), None)
 
 
-class Malformed(ValueError):
-    """A record that cannot be used; its message is the reason under which it is counted."""
+def stem_of(name: str) -> str:
+    """A file's name without folder and extension: the category of rows that state none."""
+    return Path(name).name.removesuffix(extension_of(name) or "")
 
 
-def decode_json(value: Any, reason: str) -> Any:
-    """The value of JSON text; what is not text comes back as it is. Raises `Malformed` with the reason given."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        raise Malformed(reason) from None
-
-
-def local_file(path: str) -> Path:
+def local_file(path: str, revision: str | None = None) -> Path:
     """The path of a local file, or of a hub file's copy in the cache.
 
     Args:
-      path: a path, or `hf://datasets/<owner>/<name>/<file>`.
+      path: a path, or `hf://datasets/<owner>/<name>/<file>`, also with `@<revision>` after the name.
+      revision: of a hub file whose path names none.
 
     Raises:
       UserError: an unknown extension, or a file that does not exist or cannot be fetched.
     """
-    if Path(path).suffix not in EXTENSIONS:
+    if extension_of(path) is None:
         raise UserError(f"{path}: cannot read this extension; data files end in {', '.join(EXTENSIONS)}")
     if path.startswith(HUB):
-        return _hub_file(path)
+        return _hub_file(path, revision)
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; check the path given as data")
     return Path(path)
 
 
-def _hub_file(path: str) -> Path:
+def _hub_file(path: str, revision: str | None) -> Path:
     parts = path.removeprefix(HUB).split("/", 2)
     if len(parts) != 3:
         raise UserError(f"{path}: a hub file is written {HUB}<owner>/<name>/<file>")
     from huggingface_hub import hf_hub_download  # imported late: local files need no hub client
 
-    repo, _, revision = "/".join(parts[:2]).partition("@")
+    repo, _, named = "/".join(parts[:2]).partition("@")
     try:
-        return Path(hf_hub_download(repo, parts[2], repo_type="dataset", revision=revision or None))
+        return Path(hf_hub_download(repo, parts[2], repo_type="dataset", revision=named or revision))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot fetch from the hub: {first_line(error)}") from error
 
@@ -84,12 +80,13 @@ def file_rows(name: str, path: Path) -> Iterator[tuple[str, Any]]:
       UserError: a file that cannot be read as a whole.
     """
     if path.suffix == ".parquet":
-        yield from _parquet_rows(name, path)
+        yield from parquet_rows(name, path)
         return
     try:
         yield from _json_rows(name, path)
-    except OSError as error:
-        raise UserError(f"{name}: cannot read: {error.strerror}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{name}: cannot read: {why}") from error
 
 
 def _json_rows(name: str, path: Path) -> Iterator[tuple[str, Any]]:
@@ -101,7 +98,7 @@ def _json_rows(name: str, path: Path) -> Iterator[tuple[str, Any]]:
         if isinstance(whole := _parse_line(data), dict):  # one object, which may span several lines
             yield f"{name}:1", whole
             return
-    with path.open("rb") as file:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield f"{name}:{number}", _parse_line(line)
@@ -150,46 +147,3 @@ def _after_space(text: str, at: int) -> int:
     while text[at : at + 1].isspace():
         at += 1
     return at
-
-
-def _parquet_rows(name: str, path: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    ambiguous = _ambiguous_null(row)
-                    yield f"{name}:{number}", Malformed(ambiguous) if ambiguous else row
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{name}: not a readable Parquet file: {first_line(error)}") from error
-
-
-def _ambiguous_null(row: dict[str, Any]) -> str | None:
-    """The reason to reject a row with nulls inside arguments, tool schemas or a tool's result; None without such nulls.
-
-    Parquet gives every struct of a column all of the column's fields, so a null there may mean absent or null.
-    """
-    return next((why for name in _COLUMNS if (why := _null_in_data({name: row.get(name)}))), None)
-
-
-def _null_in_data(value: Any) -> str | None:
-    if isinstance(value, list):
-        return next((why for item in value if (why := _null_in_data(item))), None)
-    for key, item in value.items() if isinstance(value, dict) else ():
-        if isinstance(item, dict | list):
-            kind = _DATA.get(key)
-            if kind is not None and _has_null(item) and (isinstance(item, dict) or kind != "content"):
-                return f"nulls inside a Parquet struct of {kind}: store {_STORED[kind]}"
-            if why := _null_in_data(item):
-                return why
-    return None
-
-
-def _has_null(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(item is None or _has_null(item) for item in value.values())
-    return isinstance(value, list) and any(map(_has_null, value))

@@ -41,6 +41,7 @@ class Record:
     )
     reference: Reference | None = None  # the messages then wait for the assistant
     shape: str = "messages"  # which of the shapes of docs/data.md the row has
+    source: str = field(default="", compare=False)  # the data source as the user named it
 
     @property
     def learnable(self) -> bool:

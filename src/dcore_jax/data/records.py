@@ -1,13 +1,15 @@
 """Readers: files of tool-use data as `Record`s, with every rejected row counted."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dcore_jax.data.contamination import ContaminationGuard
-from dcore_jax.data.files import Malformed, file_rows, local_file
+from dcore_jax.data.malformed import Malformed
 from dcore_jax.data.record import LossTurns, Message, Record, Reference, Rejections
 from dcore_jax.data.shapes import records_of
+from dcore_jax.data.sources import SourceCount, read_sources
 
 __all__ = [
     "LossTurns",
@@ -25,9 +27,12 @@ _FIELDS = {"verl": "prompt, reward_model", "api_bank": "system, user, answer", "
 
 
 def read_records(
-    paths: Iterable[str | Path] | str | Path, *, strict: bool = False
+    paths: Iterable[str | Path] | str | Path, *, strict: bool = False, seed: int = 0
 ) -> tuple[list[Record], Rejections]:
-    """Reads JSONL, JSON arrays and Parquet, local or `hf://datasets/<owner>/<name>/<file>`, in any of the shapes of docs/data.md.
+    """Reads files, folders and hub datasets, named as in `dcore_jax.data.sources`, in any of the shapes of docs/data.md.
+
+    Args:
+      seed: chooses the rows of sources with a weight that is not whole.
 
     Returns:
       The records in file order, and the rejections.
@@ -37,7 +42,7 @@ def read_records(
         rejected record.
     """
     rejections = Rejections(strict=strict)
-    return list(iterate_records(paths, rejections)), rejections
+    return list(iterate_records(paths, rejections, seed=seed)), rejections
 
 
 def without_contaminated(
@@ -52,19 +57,24 @@ def without_contaminated(
             yield record
 
 
-def iterate_records(paths: Iterable[str | Path] | str | Path, rejections: Rejections) -> Iterator[Record]:
-    """`read_records` one by one, so that memory does not grow with the files."""
-    for path in [paths] if isinstance(paths, str | Path) else paths:
-        name, local = str(path), local_file(str(path))
-        for origin, row in file_rows(name, local):
-            try:
-                if isinstance(row, Malformed):
-                    raise row
-                found = parse_record(row, origin=origin, category=local.stem)
-            except Malformed as reason:
-                rejections.add(str(reason), origin)
-                continue
-            yield from found
+def iterate_records(
+    paths: Iterable[str | Path] | str | Path,
+    rejections: Rejections,
+    *,
+    seed: int = 0,
+    counts: dict[str, SourceCount] | None = None,
+) -> Iterator[Record]:
+    """`read_records` one by one, so that memory does not grow with the files; `counts` as in `read_sources`."""
+    for origin, row, category, source in read_sources(paths, seed=seed, counts=counts):
+        try:
+            if isinstance(row, Malformed):
+                raise row
+            found = parse_record(row, origin=origin, category=category)
+        except Malformed as reason:
+            rejections.add(str(reason), origin)
+            continue
+        for record in found:
+            yield replace(record, source=source)
 
 
 def parse_record(row: Any, *, origin: str, category: str = "default") -> list[Record]:

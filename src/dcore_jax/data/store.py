@@ -2,7 +2,7 @@
 
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from dcore_jax.data.contamination import ContaminationGuard
 from dcore_jax.data.record import Record, Rejections
 from dcore_jax.data.records import iterate_records, without_contaminated
 from dcore_jax.data.rendering import Mask, TrainingSample, characters, render_batch
+from dcore_jax.data.sources import SourceCount
 from dcore_jax.errors import UserError
 from dcore_jax.progress import progress_bar
 
@@ -170,6 +171,7 @@ class DataReport:
     denominator_tokens: int  # tokens in the loss's denominator
     by_category: dict[str, int]  # samples per category
     seconds: float
+    sources: tuple[SourceCount, ...] = ()  # kept: records of which a turn is learned
 
     def __str__(self) -> str:
         history = self.turns - self.learned - self.rejected_turns.total
@@ -186,6 +188,8 @@ class DataReport:
                 else ""
             ),
         ]
+        if len(self.sources) > 1:
+            lines += [f"source    {source}" for source in self.sources]
         if len(self.by_category) > 1:
             lines.append("category  " + ", ".join(f"{name} {n:,}" for name, n in self.by_category.items()))
         for title, rejections in (("records", self.rejected_records), ("turns", self.rejected_turns)):
@@ -202,10 +206,12 @@ def load_samples(
     strict: bool = False,
     progress: bool = True,
     guard: ContaminationGuard | None = None,
+    seed: int = 0,
 ) -> tuple[SampleStore, DataReport]:
-    """Reads, renders and tokenises files of records.
+    """Reads, renders and tokenises records of files, folders and hub datasets, named as in `dcore_jax.data.sources`.
 
     Args:
+      seed: chooses the rows of sources with a weight that is not whole.
       guard: records that match an item of its benchmarks are left out and counted.
       max_length: in tokens; longer samples are rejected, never truncated.
 
@@ -213,15 +219,17 @@ def load_samples(
       UserError: a file that cannot be read, a tokenizer that cannot render, no sample at all; with `strict`, the first
         rejection.
     """
-    rejected = Rejections(strict=strict)
+    rejected, counts = Rejections(strict=strict), dict[str, SourceCount]()
+    records = iterate_records(paths, rejected, seed=seed, counts=counts)
     return samples_from_records(
-        without_contaminated(iterate_records(paths, rejected), guard, rejected),
+        without_contaminated(records, guard, rejected),
         tokenizer,
         mask=mask,
         max_length=max_length,
         strict=strict,
         progress=progress,
         rejected=rejected,
+        counts=counts,
     )
 
 
@@ -234,13 +242,16 @@ def samples_from_records(
     strict: bool = False,
     progress: bool = True,
     rejected: Rejections | None = None,
+    counts: Mapping[str, SourceCount] | None = None,
 ) -> tuple[SampleStore, DataReport]:
     """`load_samples` for records in memory, or from an iterator, of which few are held at a time.
 
     Args:
       rejected: the rejections of the records' reader, for the report; it may still grow while an iterator is read.
+      counts: those of the records' reader, likewise; records that are learned are counted in them.
     """
     rejected = Rejections() if rejected is None else rejected
+    counts = {} if counts is None else counts
     started = time.perf_counter()
     rejections = Rejections(strict=strict)
     builder, count, turns = _Builder(), 0, 0
@@ -252,6 +263,8 @@ def samples_from_records(
             for record, result in zip(batch, rendered):
                 count += 1
                 turns += sum(message["role"] == "assistant" for message in record.messages)
+                if result.samples and record.source in counts:
+                    counts[record.source].kept += 1
                 for sample in result.samples:
                     builder.add(sample)
                 for reason in result.rejected:
@@ -274,6 +287,7 @@ def samples_from_records(
         denominator_tokens=_count(store.denominator_bits),
         by_category=dict(zip(store.category_names, map(int, per_category))),
         seconds=time.perf_counter() - started,
+        sources=tuple(counts.values()),
     )
 
 

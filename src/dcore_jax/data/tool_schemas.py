@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from dcore_jax.calls import Call
-from dcore_jax.data.files import Malformed, decode_json
+from dcore_jax.data.malformed import Malformed, decode_json
 
 Schema = dict[str, Any]
 

@@ -67,7 +67,7 @@ class DistillConfig:
     model: str = ""
     """Hugging Face folder or hub id; `nano`: the embedded small Qwen3, as `base` makes it."""
     seeds: tuple[str, ...] = ()
-    """Seed samples, source:path as toolace:data/toolace.json; `toolworld:500`: embedded tasks."""
+    """Seed samples: files, folders, hub datasets, also source:path as toolace:data.json; `toolworld:500`: embedded tasks."""
     output: str = field(default="data/self_distilled", metadata=MAY_CHANGE)
     """Folder of the run; the same line started again goes on where it was stopped."""
     limit: int | None = field(default=None, metadata=MAY_CHANGE)

@@ -149,7 +149,7 @@ def summary(result: DistillResult) -> str:
 
 def _samples(config: DistillConfig) -> tuple[list[SeedSample], Rejections]:
     """The run's seed samples, without contaminated ones and up to the limit, and what was left out."""
-    by_spec, rejected = seeds_by_spec(config.seeds, strict=config.strict)
+    by_spec, rejected = seeds_by_spec(config.seeds, strict=config.strict, seed=config.seed)
     if config.benchmarks:
         guard = read_benchmarks(config.benchmarks)
         by_spec = [leave_out_contaminated(samples, guard, rejected) for samples in by_spec]

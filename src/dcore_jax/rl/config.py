@@ -87,7 +87,7 @@ class EvaluationConfig:
     prompts: int = 0
     """How many prompts; 0: no evaluation."""
     data: tuple[str, ...] = ()
-    """Files of prompts; empty: held-out tasks of the tool world."""
+    """Prompts, named as in data; empty: held-out tasks of the tool world."""
     every: int = 0
     """Also after every so many steps; 0: only before and after."""
 
@@ -119,7 +119,7 @@ class RLConfig:
     model: str = ""
     """Hugging Face folder or hub id; `nano`: the embedded small Qwen3, as `base` makes it."""
     data: tuple[str, ...] = ()
-    """Prompts: JSONL, JSON or Parquet files; `toolworld` or `toolworld:512,kinds=single`: embedded tasks."""
+    """Files, folders, hub datasets (`owner/name:split=train,weight=0.5`); `toolworld:512,kinds=single`: embedded tasks."""
     output: str = field(default="runs/rl", metadata=MAY_CHANGE)
     """Folder of the run; the same line started again goes on from its last checkpoint."""
     mesh: str | None = field(default=None, metadata=MAY_CHANGE)

@@ -8,7 +8,7 @@ the row's own reference or instructions where the row brings them in its message
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ import numpy as np
 
 from dcore_jax.calls import Call, CallFormat, instructed_notation, parse_any_response
 from dcore_jax.data.chat_template import as_chat_template, render_chat
-from dcore_jax.data.files import Malformed, file_rows, local_file
+from dcore_jax.data.malformed import Malformed
 from dcore_jax.data.record import Message, Record, Rejections
 from dcore_jax.data.records import parse_any_record
+from dcore_jax.data.sources import SourceCount, read_sources
 from dcore_jax.toolworld import Task, to_record
 
 REPORT = "report"  # the category of turns that say what the tools have answered
@@ -36,6 +37,7 @@ class Question:
     category: str
     origin: str
     call_format: CallFormat = "python"  # in which its responses are scored
+    source: str = field(default="", compare=False)  # the data source as the user named it
 
 
 @dataclass(frozen=True)
@@ -67,32 +69,44 @@ def toolworld_questions(tasks: Sequence[Task], call_format: str, *, reports: boo
 
 
 def read_questions(
-    paths: Iterable[str | Path], call_format: str, *, strict: bool = False, reports: bool = False
+    paths: Iterable[str | Path],
+    call_format: str,
+    *,
+    strict: bool = False,
+    reports: bool = False,
+    seed: int = 0,
+    counts: dict[str, SourceCount] | None = None,
 ) -> tuple[list[Question], Rejections]:
-    """Questions of files in file order, and what was left out, by reason; `reports` as in `toolworld_questions`.
+    """Questions of data sources in their order, and what was left out, by reason; `reports` as in `toolworld_questions`.
 
     Args:
       call_format: the notation of prompts that bring none of their own: the chat template's.
+      seed: chooses the rows of sources with a weight that is not whole; `counts` as in `dcore_jax.data.sources.read_sources`.
 
     Raises:
-      UserError: a file that cannot be read; with `strict`, the first row that cannot be used.
+      UserError: a source that cannot be read; with `strict`, the first row that cannot be used.
     """
     rejections = Rejections(strict=strict)
-    return list(questions_in(paths, call_format, rejections, reports=reports)), rejections
+    found = questions_in(paths, call_format, rejections, reports=reports, seed=seed, counts=counts)
+    return list(found), rejections
 
 
 def questions_in(
-    paths: Iterable[str | Path], call_format: str, rejections: Rejections, *, reports: bool = False
+    paths: Iterable[str | Path],
+    call_format: str,
+    rejections: Rejections,
+    *,
+    reports: bool = False,
+    seed: int = 0,
+    counts: dict[str, SourceCount] | None = None,
 ) -> Iterator[Question]:
     """`read_questions` one by one; what is left out goes to `rejections`."""
-    for path in paths:
-        name, local = str(path), local_file(str(path))
-        for origin, row in file_rows(name, local):
-            for question in questions_of(row, origin, local.stem, call_format, reports=reports):
-                if isinstance(question, Question):
-                    yield question
-                else:
-                    rejections.add(question, origin)
+    for origin, row, category, source in read_sources(paths, seed=seed, counts=counts):
+        for question in questions_of(row, origin, category, call_format, reports=reports):
+            if isinstance(question, Question):
+                yield replace(question, source=source)
+            else:
+                rejections.add(question, origin)
 
 
 def questions_of(

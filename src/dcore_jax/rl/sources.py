@@ -3,18 +3,27 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 
 from dcore_jax.calls import CallFormat
 from dcore_jax.data import Rejections
 from dcore_jax.data.contamination import read_benchmarks
 from dcore_jax.data.notation import template_notation
+from dcore_jax.data.sources import SourceCount
 from dcore_jax.errors import UserError
 from dcore_jax.rewards import RewardMix
 from dcore_jax.rl.config import AUTO, RLConfig
 from dcore_jax.rl.playback import reachable_prompts
-from dcore_jax.rl.prompts import Prompt, Question, read_questions, render_prompts, toolworld_questions
+from dcore_jax.rl.prompts import (
+    Prompt,
+    Question,
+    questions_in,
+    read_questions,
+    render_prompts,
+    toolworld_questions,
+)
 from dcore_jax.toolworld.spec import TOOLWORLD, ToolWorldSpec, is_spec, parse_spec
 from dcore_jax.training.run_folder import data_fingerprint
 
@@ -29,6 +38,7 @@ class PromptReport:
     by_category: dict[str, int]
     longest: int  # tokens
     rejected: Rejections
+    sources: tuple[SourceCount, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -36,6 +46,8 @@ class PromptReport:
             "notation  " + ", ".join(f"{name} {n:,}" for name, n in self.by_notation.items()),
             "category  " + ", ".join(f"{name} {n:,}" for name, n in self.by_category.items()),
         ]
+        if len(self.sources) > 1:
+            lines += [f"source    {source}" for source in self.sources]
         return "\n".join(lines + [f"left out: {line}" for line in self.rejected.lines()])
 
     def to_json(self) -> str:
@@ -46,6 +58,7 @@ class PromptReport:
             "by_category": self.by_category,
             "longest": self.longest,
             "rejected": self.rejected.counts,
+            "sources": [asdict(source) for source in self.sources],
         }
         return json.dumps(fields, indent=2) + "\n"
 
@@ -77,14 +90,22 @@ def training_prompts(
         )
     notation = run_notation(config, tokenizer)
     files = [name for name in config.data if not is_spec(name)]
-    questions, rejected = read_questions(files, notation, strict=config.strict, reports=config.reports)
+    counts: dict[str, SourceCount] = {}
+    questions, rejected = read_questions(
+        files, notation, strict=config.strict, reports=config.reports, seed=config.seed, counts=counts
+    )
     for name in filter(is_spec, config.data):
-        questions += _toolworld(config, notation, toolworld_spec(name, config.seed))
+        spec = toolworld_spec(name, config.seed)
+        drawn = _toolworld(config, notation, spec)
+        counts[name] = SourceCount(name, 1.0, rows=spec.count, taken=spec.count)
+        questions += [replace(question, source=name) for question in drawn]
     questions = _uncontaminated(config, _in_one_notation(config, questions), rejected)
     prompts = render_prompts(questions, tokenizer, max_length=config.rollout.max_prompt, rejections=rejected)
     prompts = reachable_prompts(prompts, tokenizer, reward, rejected)
     if not prompts:
         raise UserError(f"no prompt to train on: {'; '.join(rejected.lines()) or 'the files hold no rows'}")
+    for prompt in prompts:
+        counts[prompt.question.source].kept += 1
     categories: dict[str, int] = {}
     for prompt in prompts:
         name = prompt.question.category
@@ -96,6 +117,7 @@ def training_prompts(
         by_category=dict(sorted(categories.items())),
         longest=max(len(prompt.ids) for prompt in prompts),
         rejected=rejected,
+        sources=tuple(counts.values()),
     )
 
 
@@ -114,7 +136,12 @@ def evaluation_prompts(config: RLConfig, tokenizer: Any) -> list[Prompt]:
         return []
     notation = run_notation(config, tokenizer)
     if settings.data:
-        questions, rejected = read_questions(settings.data, notation, reports=config.reports)
+        # No more is read than is asked for: a large hub dataset is not fetched whole.
+        files = [name for name in settings.data if not is_spec(name)]
+        found = questions_in(files, notation, rejected, reports=config.reports, seed=config.seed)
+        questions = list(islice(found, settings.prompts))
+        for name in filter(is_spec, settings.data):
+            questions += _toolworld(config, notation, toolworld_spec(name, config.seed, "test"))
         questions = _in_one_notation(config, questions)
     else:
         # As the training tasks are, if there are any, but from the split that no training data may be drawn from.
@@ -130,9 +157,9 @@ def evaluation_prompts(config: RLConfig, tokenizer: Any) -> list[Prompt]:
     return prompts
 
 
-def toolworld_spec(name: str, seed: int) -> ToolWorldSpec:
+def toolworld_spec(name: str, seed: int, split: str = "train") -> ToolWorldSpec:
     """The tasks of a data name such as `toolworld:512,kinds=single`; plain `toolworld` is 512 tasks of up to two calls."""
-    return parse_spec(name, defaults=ToolWorldSpec(count=512, subtasks=(1, 2), seed=seed))
+    return parse_spec(name, defaults=ToolWorldSpec(count=512, subtasks=(1, 2), seed=seed, split=split))
 
 
 def _toolworld(config: RLConfig, notation: CallFormat, spec: ToolWorldSpec) -> list[Question]:

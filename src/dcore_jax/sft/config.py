@@ -32,7 +32,7 @@ class SFTConfig:
     model: str = ""
     """Hugging Face folder or hub id; `nano`: the embedded small Qwen3, random weights."""
     data: tuple[str, ...] = ()
-    """JSONL, JSON or Parquet files; `toolworld` or `toolworld:2000,kinds=single`: embedded sample data."""
+    """Files, folders, hub datasets (`owner/name:split=train,weight=0.5`); `toolworld:2000,kinds=single`: embedded sample data."""
     output: str = field(default="runs/sft", metadata=MAY_CHANGE)
     """Folder of the run; the same line started again goes on from its last checkpoint."""
     mesh: str | None = field(default=None, metadata=MAY_CHANGE)

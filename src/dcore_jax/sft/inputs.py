@@ -78,6 +78,7 @@ def load_data(
         strict=config.strict,
         progress=main,
         guard=read_benchmarks(config.benchmarks) if config.benchmarks else None,
+        seed=config.seed,
     )
     log(str(report))
     if int(store.tokens.max()) >= model.vocab_size:
@@ -87,6 +88,7 @@ def load_data(
     if main:
         summary = {
             "files": list(files),
+            "sources": [asdict(source) for source in report.sources],
             "records": report.records,
             "turns": report.turns,
             "learned": report.learned,
