@@ -183,6 +183,7 @@ def test_an_arrow_struct_is_read_as_the_json_that_it_was(tmp_path):
 
 
 NULL_DAY = {"name": "tide", "arguments": {"harbour": "Veere", "day": None}}
+REQUIRED_DAY = {"name": "tide", "parameters": {"harbour": {"type": "str"}, "day": {"type": "str"}}}
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,8 @@ NULL_DAY = {"name": "tide", "arguments": {"harbour": "Veere", "day": None}}
         ({"messages": [{"role": "user", "content": ASKED}], "reference": [NULL_DAY]}, "arguments"),
         ({"prompt": ASKED, "reward_model": {"ground_truth": [NULL_DAY]}}, "arguments"),
         ({"prompt": ASKED, "completion": [{"role": "assistant", "tool_calls": [NULL_DAY]}]}, "arguments"),
-        ({"query": ASKED, "answers": [NULL_DAY]}, "arguments"),  # no schema tells what the null means
+        ({"query": ASKED, "answers": [NULL_DAY]}, "arguments"),
+        ({"query": ASKED, "answers": [NULL_DAY], "tools": json.dumps([REQUIRED_DAY])}, "arguments"),
     ],
 )
 def test_a_null_in_an_arrow_struct_of_data_is_counted(tmp_path, row, kind):
@@ -205,17 +207,15 @@ def test_a_null_in_an_arrow_struct_of_data_is_counted(tmp_path, row, kind):
         assert reason.startswith(f"nulls inside a Parquet struct of {kind}: ")
 
 
-def test_a_null_is_absent_where_the_schema_of_the_row_does_not_require_it(tmp_path):
+def test_a_null_that_the_tool_decides_is_absent(tmp_path):
     path = tmp_path / "rows.parquet"
-    flat = {"name": "tide", "parameters": {"harbour": {"type": "str", "default": None}}}
-    rows = [
-        {"query": ASKED, "answers": [NULL_DAY], "tools": json.dumps([TOOL])},
-        {"query": ASKED, "answers": f"[{JSON}]", "tools": [flat]},
-    ]
-    for row, harbour in zip(rows, ("Veere", "Ostend")):
-        pq.write_table(pa.Table.from_pylist([row]), path)
-        (question,), rejections = read_questions([path], "qwen")
-        assert question.reference == (Call("tide", {"harbour": harbour}),) and not rejections.counts
+    pq.write_table(
+        pa.Table.from_pylist([{"query": ASKED, "answers": [NULL_DAY], "tools": json.dumps([TOOL])}]), path
+    )
+    (record,), _ = read_records(path)
+    assert record.messages[-1]["tool_calls"][0]["function"]["arguments"] == {"harbour": "Veere"}
+    ((question,), _), ((seed,), _) = read_questions([path], "qwen"), read_seeds([str(path)])
+    assert question.reference == seed.reference == (Call("tide", {"harbour": "Veere"}),)
 
 
 # --- what else people bring ---

@@ -8,7 +8,8 @@ they mean can be told:
 - of a tool's schema, every null: none means anything there (the null of an `enum` is an element of a list and stays);
 - of a call's arguments, those that the row's own schema of the tool does not know, or knows and does not require.
 
-A null argument that the schema requires, or of a tool that no schema describes, stays ambiguous: the row is rejected.
+What is left is ambiguous and rejects the row: a null argument that the schema requires, or of a tool that no schema describes,
+and nulls in a tool's result that is no text.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -19,13 +20,22 @@ from dcore_jax.data.malformed import Malformed
 from dcore_jax.data.tool_schemas import openai_tools, tool_name
 from dcore_jax.errors import UserError, first_line
 
-AMBIGUOUS = "nulls inside a Parquet struct of arguments: store arguments as a JSON string"
-AMBIGUOUS_RESULT = "nulls inside a Parquet struct of content: store a tool's result as text"
 _TOOLS = ("tools", "functions")
 _MESSAGES = ("messages", "conversations", "prompt", "completion", "chosen", "history")
 _CALLS = ("reference", "answers", "answer")  # lists of calls outside of messages
 _TEXTS = ("content", "value", "text")
 _ARGUMENTS = ("arguments", "parameters")
+# Fields that hold data of a caller's own, in which a null is a value, and what to store in their place.
+_DATA = {
+    **dict.fromkeys(_TOOLS, "tools"),
+    **dict.fromkeys(_ARGUMENTS, "arguments"),
+    **dict.fromkeys(("content", "value"), "content"),
+}
+_STORED = {
+    "tools": "tools as a JSON string",
+    "arguments": "arguments as a JSON string",
+    "content": "a tool's result as text",
+}
 
 Schemas = Mapping[str, Mapping[str, Any]]  # of the parameters, by the tool's name
 
@@ -56,23 +66,45 @@ def decided_nulls(row: dict[str, Any], stated: Collection[str] = ()) -> dict[str
     Args:
       stated: columns whose nulls are the writer's own, as those of a JSON type.
     """
-    try:
-        tools = {key: _without_nulls(row[key]) for key in _TOOLS if key in row and key not in stated}
-        row = {**row, **tools}
-        schemas = _schemas(row)
-        for key in _MESSAGES:
-            if key in row and key not in stated:
-                row[key] = _messages(row[key], schemas)
-        for key in _CALLS:
-            if key in row and key not in stated:
-                row[key] = _calls(row[key], schemas)
-        model = row.get("reward_model")
-        if isinstance(model, dict) and "reward_model" not in stated:
-            truth = _calls(model.get("ground_truth"), schemas)
-            row["reward_model"] = {**model, "ground_truth": truth}
-    except Malformed as reason:
-        return reason
-    return row
+    columns = {
+        key: row[key]
+        for key in (*_TOOLS, *_MESSAGES, *_CALLS, "reward_model")
+        if row.get(key) is not None and key not in stated
+    }
+    for key in _TOOLS:
+        if key in columns:
+            columns[key] = _without_nulls(columns[key])
+    schemas = _schemas({**row, **columns})
+    for key in columns.keys() & set(_MESSAGES):
+        columns[key] = _messages(columns[key], schemas)
+    for key in columns.keys() & set(_CALLS):
+        columns[key] = _calls(columns[key], schemas)
+    if isinstance(model := columns.get("reward_model"), dict):
+        columns["reward_model"] = {**model, "ground_truth": _calls(model.get("ground_truth"), schemas)}
+    if why := _null_in_data(columns):
+        return Malformed(why)
+    return {**row, **columns}
+
+
+def _null_in_data(value: Any) -> str | None:
+    """The reason to reject a row that still has nulls inside arguments, tool schemas or a tool's result; None without such."""
+    if isinstance(value, list):
+        return next((why for item in value if (why := _null_in_data(item))), None)
+    for key, item in value.items() if isinstance(value, dict) else ():
+        if isinstance(item, dict | list):
+            kind = _DATA.get(key)
+            if kind is not None and _has_null(item):
+                return f"nulls inside a Parquet struct of {kind}: store {_STORED[kind]}"
+            if why := _null_in_data(item):
+                return why
+    return None
+
+
+def _has_null(value: Any) -> bool:
+    """Whether a struct anywhere in it has a null field."""
+    if isinstance(value, dict):
+        return any(item is None or _has_null(item) for item in value.values())
+    return isinstance(value, list) and any(map(_has_null, value))
 
 
 def _without_nulls(value: Any) -> Any:
@@ -81,20 +113,20 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def _has_null(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(item is None or _has_null(item) for item in value.values())
-    return isinstance(value, list) and any(map(_has_null, value))
-
-
 def _schemas(row: Mapping[str, Any]) -> Schemas:
     """The parameters of the row's tools that a schema describes."""
-    found = next((row[key] for key in _TOOLS if row.get(key)), None)
+    messages = [item for key in _MESSAGES for item in _listed(row.get(key)) if isinstance(item, dict)]
+    found = next((holder[key] for holder in (row, *messages) for key in _TOOLS if holder.get(key)), None)
+    found = _without_nulls(found)
     try:
         tools = openai_tools(found) if found else ()
     except Malformed:  # whoever reads the row says what is wrong with them
         return {}
     return {tool_name(tool): tool["function"]["parameters"] for tool in tools}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _messages(value: Any, schemas: Schemas) -> Any:
@@ -110,11 +142,13 @@ def _message(message: Mapping[str, Any], schemas: Schemas) -> dict[str, Any]:
     kept = {key: item for key, item in message.items() if item is not None}
     if "content" in message and not any(key in kept for key in _TEXTS):
         kept["content"] = None
-    if isinstance(kept.get("content"), list):
-        kept["content"] = _without_nulls(kept["content"])
-    if any(isinstance(kept.get(key), dict) and _has_null(kept[key]) for key in _TEXTS):
-        raise Malformed(AMBIGUOUS_RESULT)
-    if isinstance(kept.get("tool_calls"), list):
+    for key in _TEXTS:
+        if isinstance(kept.get(key), list) and all(map(_is_part, kept[key])):
+            kept[key] = _without_nulls(kept[key])
+    for key in _TOOLS:
+        if key in kept:
+            kept[key] = _without_nulls(kept[key])
+    if isinstance(kept.get("tool_calls"), dict | list):
         kept["tool_calls"] = _calls(kept["tool_calls"], schemas)
         if not kept["tool_calls"]:
             del kept["tool_calls"]
@@ -124,6 +158,11 @@ def _message(message: Mapping[str, Any], schemas: Schemas) -> dict[str, Any]:
             del kept["function_call"]
     # A field keeps its place: a null content is not moved to the end.
     return {key: kept[key] for key in message if key in kept}
+
+
+def _is_part(value: Any) -> bool:
+    """Whether an element of a list of content is a part of a text, rather than a tool's result."""
+    return isinstance(value, dict) and isinstance(value.get("type"), str)
 
 
 def _calls(value: Any, schemas: Schemas) -> Any:
@@ -146,7 +185,7 @@ def _call(call: Mapping[str, Any], schemas: Schemas) -> dict[str, Any]:
 
 
 def _arguments(value: Any, schema: Any) -> Any:
-    """Arguments without the nulls that mean "absent" by a schema. Raises `Malformed` where it does not say."""
+    """Arguments without the nulls that mean "absent" by a schema."""
     schema = schema if isinstance(schema, Mapping) else {}
     if isinstance(value, list):
         return [_arguments(item, schema.get("items")) for item in value]
@@ -165,5 +204,5 @@ def _arguments(value: Any, schema: Any) -> Any:
         if item is not None:
             kept[key] = _arguments(item, known[key] if described and known is not None else None)
         elif not (described or closed) or key in (schema.get("required") or ()):
-            raise Malformed(AMBIGUOUS)
+            kept[key] = None  # ambiguous
     return kept

@@ -97,7 +97,8 @@ def training_prompts(
     for name in filter(is_spec, config.data):
         spec = toolworld_spec(name, config.seed)
         drawn = _toolworld(config, notation, spec)
-        counts[name] = SourceCount(name, 1.0, rows=spec.count, taken=spec.count)
+        count = counts.setdefault(name, SourceCount(name, 1.0))
+        count.rows, count.taken = count.rows + spec.count, count.taken + spec.count
         questions += [replace(question, source=name) for question in drawn]
     questions = _uncontaminated(config, _in_one_notation(config, questions), rejected)
     prompts = render_prompts(questions, tokenizer, max_length=config.rollout.max_prompt, rejections=rejected)
