@@ -298,9 +298,8 @@ def test_on_the_command_line_a_mix_is_a_list_and_the_earlier_spelling_still_work
     mix = parse("--reward", "dcore_paper", "my_rewards.py:score=0.5", "--seed", "3")
     assert (mix.reward.name, mix.seed) == (("dcore_paper", "my_rewards.py:score=0.5"), 3)
     assert parse("--reward.preset", "toolrl").reward == parse("--reward=toolrl").reward
-    assert (
-        parse("--reward", "toolrl", "rest_paper=2", "--reward.beta-format", "0.5").reward.beta_format == 0.5
-    )
+    (tmp_path / "betas.yaml").write_text("reward: {name: [toolrl, rest_paper=2], beta_format: 0.5}\n")
+    assert parse("--config", str(tmp_path / "betas.yaml")).reward.beta_format == 0.5
     with pytest.raises(UserError, match=r"--reward.beta-format is no option here: it weighs"):
         parse("--reward", "toolrl", "--reward.beta-format", "0.5")
     with pytest.raises(UserError, match="--reward is given twice"):

@@ -36,9 +36,15 @@ def progress_bar(
     """
     if disable:
         return _Nothing()
-    if sys.stderr.isatty() or "ipykernel" in sys.modules:
+    if sys.stderr.isatty() or _in_notebook():
         return _Bar(total, unit, initial, desc, transient)
     return _Lines(total, unit, initial, desc, transient)
+
+
+def _in_notebook() -> bool:
+    """Whether a notebook's kernel runs this code; that its package was imported says nothing."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
 
 
 def log(message: str) -> None:
