@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from dcore_jax import nano
 from dcore_jax.metrics import read_metrics
 from dcore_jax.training import load_policy
 from dcore_jax.weights.export import hf_tensors
@@ -87,11 +88,6 @@ def smollm2(tmp_path_factory):
     folder = tmp_path_factory.mktemp("smollm2")
     for file in smollm2_folder().iterdir():
         (folder / file.name).symlink_to(file)
-    # A name that transformers wrote about itself, which our reader does not know yet.
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").unlink()
-    config.pop("_model_name_or_path", None)
-    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -133,11 +129,15 @@ def test_sft_learns_and_what_it_exports_computes_the_same(tuned):
 
 def test_da_grpo_trains_on_from_there_with_a_mix_of_rewards(tuned, tmp_path):
     _, start = tuned
+    # SmolLM2's own template shows no tools, and RL refuses prompts whose tools the model cannot see.
+    (start / "chat_template.jinja").write_text(
+        Path(nano.__file__).with_name("chat_template.jinja").read_text()
+    )
     (tmp_path / "brevity.py").write_text("def brevity(given):\n    return -given.tokens / 100\n")
     dcore(
         "rl", "--model", start, "--data", "toolworld:8,kinds=single,subtasks=1", "--output", tmp_path / "run", *SMALL,
-        "--steps", 2, "--prompts", 2, "--updates", 1, "--rollout.group", 2, "--rollout.max-prompt", 96,
-        "--rollout.max-response", 16, "--engine.slots", 4, "--engine.cache-length", 112, "--checkpoint.every", 2,
+        "--steps", 2, "--prompts", 2, "--updates", 1, "--rollout.group", 2, "--rollout.max-prompt", 256,
+        "--rollout.max-response", 16, "--engine.slots", 4, "--engine.cache-length", 272, "--checkpoint.every", 2,
         "--optimizer.learning-rate", "1e-5", "--reward", "dcore_paper", f"{tmp_path}/brevity.py:brevity=0.5",
     )  # fmt: skip
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
