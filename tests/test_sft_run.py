@@ -52,6 +52,8 @@ CONFIG = SFTConfig(
 )
 ENVIRONMENT = {**CORE_INSTALL, "PYTHONUNBUFFERED": "1"}
 ENVIRONMENT.pop("NPROC", None)  # as a user's shell has it
+# Eleven processes run one program: compiled once with optimisation and kept, it saves each of them more than it costs.
+ENVIRONMENT.pop("XLA_FLAGS", None)
 
 
 def start(output, *flags, config, environment=ENVIRONMENT):

@@ -79,7 +79,7 @@ def test_a_second_signal_ends_a_process_that_is_busy_in_native_code():
         time.sleep(0.1)
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 130
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 20
     assert b"stopped at once" in errors and b"Traceback" not in errors
 
 

@@ -245,6 +245,28 @@ def test_the_rows_of_a_weighted_record_are_the_same_text():
     assert sample.turns == 2
 
 
+def test_the_report_says_how_many_records_offer_tools_that_the_template_does_not_show():
+    turns = ({"role": "user", "content": "look"}, {"role": "assistant", "content": "[ls()]"})
+    told = ({"role": "system", "content": "You may call ls()."}, *turns)
+    records = [
+        Record(turns, TOOLS, "c", "x:1"),
+        Record(told, TOOLS, "c", "x:2"),
+        Record(turns, None, "c", "x:3"),
+    ]
+
+    without_tools = STABLE[STABLE.index("{% for m") :]
+
+    def report(template, mask="last_turn"):
+        return samples_from_records(
+            records, byte_tokenizer(template), mask=mask, max_length=4000, progress=False
+        )[1]
+
+    assert report(without_tools).unseen_tools == 1
+    assert "1 records offer tools that the model cannot see" in str(report(without_tools))
+    for seen in (report(TEMPLATE), report(without_tools, mask="release")):
+        assert seen.unseen_tools == 0 and "unseen" not in str(seen)
+
+
 MEMORY = """
 import resource
 from dcore_jax.data import Record, samples_from_records

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from dcore_jax.calls import CALL_FORMATS, CallFormat, parse_any_response
-from dcore_jax.data.chat_template import as_chat_template, render_chat
+from dcore_jax.data.chat_template import ChatTemplate, as_chat_template, render_chat
 from dcore_jax.data.files import Malformed
 from dcore_jax.errors import UserError, check_choice
 
@@ -30,6 +30,18 @@ _CALL = {
 }
 
 
+_USER = {"role": "user", "content": "probe"}
+
+
+def shows_tools(tokenizer: Any) -> bool:
+    """Whether the tokenizer's chat template writes the tools that it is given, so that the model can see them.
+
+    Args:
+      tokenizer: with a chat template, or a `ChatTemplate`.
+    """
+    return _NAME in _probe_prompt(as_chat_template(tokenizer))
+
+
 def template_notation(tokenizer: Any) -> CallFormat | None:
     """The notation in which the tokenizer's chat template writes a call when it is given tools; None where it shows no tools.
 
@@ -45,18 +57,14 @@ def template_notation(tokenizer: Any) -> CallFormat | None:
     if stated := _STATED.search(str(getattr(template.tokenizer, "chat_template", None) or "")):
         check_choice("notation that the chat template states", stated[1], CALL_FORMATS)
         return stated[1]
-    user = {"role": "user", "content": "probe"}
-    try:
-        prompt = render_chat(template, [user], [_TOOL], add_generation_prompt=True)
-    except Malformed:
-        return None
+    prompt = _probe_prompt(template)
     if _NAME not in prompt:
         return None
     written = ""
     for content in ("", None):
         turn = {"role": "assistant", "content": content, "tool_calls": [_CALL]}
         try:
-            whole = render_chat(template, [user, turn], [_TOOL])
+            whole = render_chat(template, [_USER, turn], [_TOOL])
         except Malformed:
             continue
         written = whole[len(prompt) :] if whole.startswith(prompt) else ""
@@ -69,6 +77,14 @@ def template_notation(tokenizer: Any) -> CallFormat | None:
             "--reward.call-format"
         )
     return found
+
+
+def _probe_prompt(template: ChatTemplate) -> str:
+    """A prompt with one tool; empty where the template refuses it."""
+    try:
+        return render_chat(template, [_USER], [_TOOL], add_generation_prompt=True)
+    except Malformed:
+        return ""
 
 
 def _notation_of(written: str, tokenizer: Any) -> CallFormat | None:

@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64, UInt8
 
 from dcore_jax.data.contamination import ContaminationGuard
+from dcore_jax.data.notation import shows_tools
 from dcore_jax.data.record import Record, Rejections
 from dcore_jax.data.records import iterate_records, without_contaminated
 from dcore_jax.data.rendering import Mask, TrainingSample, characters, render_batch
@@ -172,6 +174,7 @@ class DataReport:
     by_category: dict[str, int]  # samples per category
     seconds: float
     sources: tuple[SourceCount, ...] = ()  # kept: records of which a turn is learned
+    unseen_tools: int = 0  # records with tools that neither the chat template nor a message of theirs shows
 
     def __str__(self) -> str:
         history = self.turns - self.learned - self.rejected_turns.total
@@ -194,6 +197,11 @@ class DataReport:
             lines.append("category  " + ", ".join(f"{name} {n:,}" for name, n in self.by_category.items()))
         for title, rejections in (("records", self.rejected_records), ("turns", self.rejected_turns)):
             lines += [f"rejected {title}: {line}" for line in rejections.lines()]
+        if self.unseen_tools:
+            lines.append(
+                f"unseen    the chat template does not show tools: {self.unseen_tools:,} records offer tools that the model "
+                "cannot see; give the tokenizer a template that writes `tools`"
+            )
         return "\n".join(lines)
 
 
@@ -254,7 +262,8 @@ def samples_from_records(
     counts = {} if counts is None else counts
     started = time.perf_counter()
     rejections = Rejections(strict=strict)
-    builder, count, turns = _Builder(), 0, 0
+    builder, count, turns, unseen = _Builder(), 0, 0, 0
+    shown = mask == "release" or shows_tools(tokenizer)  # `release` writes them itself
     total = len(records) if isinstance(records, Sized) else 0
     bar = progress_bar(total, desc="tokenising", unit="record", transient=True, disable=not progress)
     with closing(bar):
@@ -263,6 +272,7 @@ def samples_from_records(
             for record, result in zip(batch, rendered):
                 count += 1
                 turns += sum(message["role"] == "assistant" for message in record.messages)
+                unseen += not shown and not _tools_in_text(record)
                 if result.samples and record.source in counts:
                     counts[record.source].kept += 1
                 for sample in result.samples:
@@ -288,7 +298,16 @@ def samples_from_records(
         by_category=dict(zip(store.category_names, map(int, per_category))),
         seconds=time.perf_counter() - started,
         sources=tuple(counts.values()),
+        unseen_tools=unseen,
     )
+
+
+def _tools_in_text(record: Record) -> bool:
+    """Whether a record has no tools, or a message before its first reply names each of them."""
+    given = list(takewhile(lambda message: message["role"] != "assistant", record.messages))
+    text = "\n".join(str(message.get("content") or "") for message in given)
+    names = [str(tool.get("function", tool).get("name", "")) for tool in record.tools or ()]
+    return all(name in text for name in names)
 
 
 def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:

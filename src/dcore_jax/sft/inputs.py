@@ -95,6 +95,7 @@ def load_data(
             "samples": report.samples,
             "tokens": report.tokens,
             "loss_tokens": report.loss_tokens,
+            "unseen_tools": report.unseen_tools,
             "rejected": {**report.rejected_records.counts, **report.rejected_turns.counts},
         }
         write_text_atomic(output / "data.json", json.dumps(summary, indent=2) + "\n")
