@@ -22,7 +22,7 @@ from dcore_jax.engines import EngineConfig
 from dcore_jax.metrics import read_metrics
 from dcore_jax.nano import NanoConfig, embedded_model
 from dcore_jax.plots_rl import plot_token_entropy
-from dcore_jax.rl import EvaluationConfig, RewardConfig, RLConfig, RolloutConfig, summary, train
+from dcore_jax.rl import EvaluationConfig, RewardConfig, RLConfig, RolloutConfig, RowConfig, summary, train
 from dcore_jax.rl import run as rl_run
 from dcore_jax.rl.learner import Learner
 from dcore_jax.rl.sources import evaluation_prompts, training_prompts
@@ -320,7 +320,6 @@ def test_every_real_prompt_runs_through_the_loop_and_is_scored_or_counted(model,
         epochs=1,
         prompts=8,
         updates=1,
-        micro_rows=4,
         rollout=RolloutConfig(group=2, max_prompt=2032, max_response=16),
         engine=EngineConfig(slots=16, cache_length=2048),
         reward=RewardConfig(name=("toolrl",), call_format="tags"),
@@ -357,7 +356,7 @@ def test_every_algorithm_is_one_word_away(model, tmp_path, letters, algorithm, p
     ("changes", "message"),
     [
         ({"prompts": 5}, "prompts=5 must be a positive multiple of updates=2"),
-        ({"micro_rows": 3}, "micro_rows=3 does not divide the 8 responses of an update"),
+        ({"packing": RowConfig(length=30)}, "packing.length=30 must hold a prompt and a response"),
         ({"data": ()}, "no prompts: give --data <files>"),
         ({"model": ""}, "no model: give --model"),
         ({"data": ("prompts.csv",)}, "cannot read this extension"),
@@ -487,7 +486,6 @@ def test_a_mistake_in_a_group_is_named(values, message):
     ("changes", "message"),
     [
         ({"epochs": 0}, "epochs=0 must be at least 1"),
-        ({"micro_rows": -3}, "micro_rows=-3 must be at least 1"),
         ({"seed": -3}, "seed=-3 must be at least 0"),
         ({"rollout": RolloutConfig(max_prompt=0)}, "rollout.max_prompt=0 must be at least 1"),
         ({"evaluation": EvaluationConfig(prompts=-1)}, "evaluation.prompts=-1 must be at least 0"),

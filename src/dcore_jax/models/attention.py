@@ -2,6 +2,9 @@
 
 `xla` runs everywhere. `cudnn` is the flash kernel of NVIDIA GPUs (bf16 or fp16). `splash` is the TPU's. No backend ignores the
 segments: a combination that cannot mask them raises.
+
+Within a segment, continuations of one prefix may stand one after the other, each a branch: a token then attends to the prefix and
+to its own branch, as if the prefix had been repeated before each. `splash` cannot express that.
 """
 
 import math
@@ -25,20 +28,33 @@ AttentionImplementation = Literal["auto", "xla", "cudnn", "splash", "splash_inte
 XLA_BLOCK = {"cpu": 256, "gpu": 512, "tpu": 512}
 
 
-def segment_mask(segment_ids: Int[Array, "batch length"]) -> Bool[Array, "batch 1 length length"]:
-    """True where query i attends to key j: the same segment, and j not after i."""
-    same_segment = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+def segment_mask(
+    segment_ids: Int[Array, "batch length"], branches: Int[Array, "batch length"] | None = None
+) -> Bool[Array, "batch 1 length length"]:
+    """True where query i attends to key j: the same segment, j not after i, and j's branch 0 or that of i."""
     index = jnp.arange(segment_ids.shape[1])
-    return same_segment & (index[None, :] <= index[:, None])
+    visible = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+    visible &= index[None, :] <= index[:, None]
+    if branches is None:
+        return visible
+    keys = branches[:, None, None, :]
+    return visible & ((keys == 0) | (keys == branches[:, None, :, None]))
 
 
 def choose_implementation(
-    implementation: str, *, platform: str, dtype: jnp.dtype, head_dim: int, length: int
+    implementation: str,
+    *,
+    platform: str,
+    dtype: jnp.dtype,
+    head_dim: int,
+    length: int,
+    shared_prefixes: bool = False,
 ) -> AttentionImplementation:
     """Resolves `auto` to the fastest backend that the platform, dtype and sizes allow.
 
     Args:
       length: of a row, in tokens.
+      shared_prefixes: whether segments have branches.
 
     Raises:
       UserError: an unknown name, or a backend that cannot run here, with what to use instead.
@@ -50,7 +66,7 @@ def choose_implementation(
     if implementation == "auto":
         if platform == "gpu" and cudnn_fits:
             return "cudnn"
-        return "splash" if platform == "tpu" and splash_fits else "xla"
+        return "splash" if platform == "tpu" and splash_fits and not shared_prefixes else "xla"
     if implementation == "cudnn":
         if platform != "gpu":
             raise UserError(f"attention cudnn needs an NVIDIA GPU, this is {platform}; use attention=xla")
@@ -64,6 +80,10 @@ def choose_implementation(
         raise UserError(
             f"attention splash needs rows of a multiple of 128 tokens, not {length}; use attention=xla"
         )
+    if implementation.startswith("splash") and shared_prefixes:
+        raise UserError(
+            "attention splash cannot share a prefix among continuations; repeat it (packing.mode separate) or use attention=xla"
+        )
     return implementation  # type: ignore[return-value]
 
 
@@ -72,6 +92,7 @@ def attend(
     k: Float[Array, "batch length kv_heads head_dim"],
     v: Float[Array, "batch length kv_heads head_dim"],
     segment_ids: Int[Array, "batch length"],
+    branches: Int[Array, "batch length"] | None = None,
     *,
     implementation: str = "auto",
 ) -> Float[Array, "batch length heads head_dim"]:
@@ -79,13 +100,20 @@ def attend(
 
     Args:
       segment_ids: of packed rows: a segment is a run of equal ids, in temporal order. Padding may have an id of its own.
+      branches: 0 on a segment's prefix, which comes first, then one run of equal ids for each of its continuations: a token
+        attends to the prefix and to its own continuation. None: segments have no branches.
       implementation: a name of AttentionImplementation.
 
     Raises:
       UserError: as `choose_implementation`.
     """
     chosen = choose_implementation(
-        implementation, platform=jax.default_backend(), dtype=q.dtype, head_dim=q.shape[-1], length=q.shape[1]
+        implementation,
+        platform=jax.default_backend(),
+        dtype=q.dtype,
+        head_dim=q.shape[-1],
+        length=q.shape[1],
+        shared_prefixes=branches is not None,
     )
     local = {"xla": _xla, "cudnn": _cudnn}.get(
         chosen, partial(_splash, interpret=chosen == "splash_interpret")
@@ -94,12 +122,12 @@ def attend(
     # heads.
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or mesh.are_all_axes_manual:
-        return local(q, k, v, segment_ids)
+        return local(q, k, v, segment_ids, branches)
     if chosen == "xla" and not _divides(mesh, q.shape[0], k.shape[2]):
-        return local(q, k, v, segment_ids)
+        return local(q, k, v, segment_ids, branches)
     rows, heads = P(BATCH_AXES), P(BATCH_AXES, None, "tensor", None)
-    return jax.shard_map(local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)(
-        q, k, v, segment_ids
+    return jax.shard_map(local, in_specs=(heads, heads, heads, rows, rows), out_specs=heads, check_vma=False)(
+        q, k, v, segment_ids, branches
     )
 
 
@@ -111,16 +139,17 @@ def _divides(mesh: jax.sharding.AbstractMesh, rows: int, kv_heads: int) -> bool:
     )
 
 
-def _xla(q, k, v, segment_ids):
-    return blocked_attention(q, k, v, segment_ids, block=XLA_BLOCK[jax.default_backend()])
+def _xla(q, k, v, segment_ids, branches):
+    return blocked_attention(q, k, v, segment_ids, branches, block=XLA_BLOCK[jax.default_backend()])
 
 
-def _cudnn(q, k, v, segment_ids):
-    mask = segment_mask(segment_ids)
+def _cudnn(q, k, v, segment_ids, branches):
+    mask = segment_mask(segment_ids, branches)
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="cudnn")
 
 
-def _splash(q, k, v, segment_ids, *, interpret):
+def _splash(q, k, v, segment_ids, branches, *, interpret):
+    assert branches is None  # refused by choose_implementation
     heads, length = q.shape[2], q.shape[1]
     causal = splash_attention_mask.MultiHeadMask(
         [splash_attention_mask.CausalMask((length, length)) for _ in range(heads)]

@@ -210,17 +210,19 @@ class Decoder(nnx.Module):
         tokens: Int[Array | np.ndarray, "batch length"],
         positions: Int[Array | np.ndarray, "batch length"] | None = None,
         segment_ids: Int[Array | np.ndarray, "batch length"] | None = None,
+        branches: Int[Array | np.ndarray, "batch length"] | None = None,
     ) -> Float[Array, "batch length width"]:
-        """Hidden states after the final norm, in the compute dtype."""
+        """Hidden states after the final norm, in the compute dtype. Arguments as in `__call__` and `attention.attend`."""
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
         if segment_ids is None:
             segment_ids = jnp.zeros_like(tokens)
         tokens, positions, segment_ids = (jnp.asarray(x) for x in (tokens, positions, segment_ids))
+        branches = None if branches is None else jnp.asarray(branches)
         x = self.embed(tokens)
 
         def within_segments(q, k, v, cache):
-            return attend(q, k, v, segment_ids, implementation=self.compute.attention), cache
+            return attend(q, k, v, segment_ids, branches, implementation=self.compute.attention), cache
 
         return self.run_layers(x, positions, within_segments)[0]
 

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 from dcore_jax.lazy import keep_old_module, lazy_names
 
 if TYPE_CHECKING:
-    from dcore_jax.rl.batch import pad_samples
-    from dcore_jax.rl.config import EvaluationConfig, RewardConfig, RLConfig, RolloutConfig
+    from dcore_jax.rl.batch import response_arrays
+    from dcore_jax.rl.config import EvaluationConfig, RewardConfig, RLConfig, RolloutConfig, RowConfig
     from dcore_jax.rl.report import summary
+    from dcore_jax.rl.rows import pack_rows
     from dcore_jax.rl.run import RLResult, train
     from dcore_jax.rl.step import response_logprobs
 
@@ -17,7 +18,9 @@ __all__ = [
     "RLResult",
     "RewardConfig",
     "RolloutConfig",
-    "pad_samples",
+    "RowConfig",
+    "pack_rows",
+    "response_arrays",
     "response_logprobs",
     "summary",
     "train",
@@ -30,7 +33,9 @@ __getattr__ = lazy_names(
         "RLResult": "run",
         "RewardConfig": "config",
         "RolloutConfig": "config",
-        "pad_samples": "batch",
+        "RowConfig": "config",
+        "pack_rows": "rows",
+        "response_arrays": "batch",
         "response_logprobs": "step",
         "summary": "report",
         "train": "run",

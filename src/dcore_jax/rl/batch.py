@@ -1,34 +1,24 @@
-"""A step's samples as arrays: one response a row, per-token arrays aligned with the response alone.
+"""A step's samples as arrays.
 
-Row i holds its prompt from position 0, then its response, then padding. Column t of a `[responses, tokens]` array belongs to the
-response's token t, whatever the prompt's length.
+What the network reads is packed (rows.py); what the loss reads is one response a row: column t of a `[responses, tokens]` array
+belongs to the response's token t.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32
+from jaxtyping import Bool, Float, Float32, Int, Int32
 
 from dcore_jax.algorithms import PolicyBatch
 from dcore_jax.engines import Sample
+from dcore_jax.rl.rows import Rows
 
 
-class Sequences(NamedTuple):
-    """What the network reads; rows are responses, leading axes may divide them into microbatches."""
+class Responses(NamedTuple):
+    """What is known of the sampled tokens before the trainer has computed anything."""
 
-    tokens: Int[Array | np.ndarray, "*rows length"]
-    segment_ids: Int[Array | np.ndarray, "*rows length"]  # 1, and 0 on padding
-    starts: Int[
-        Array | np.ndarray, "*rows"
-    ]  # length of the prompt: the position of the response's first token
-    mask: Bool[Array | np.ndarray, "*rows tokens"]  # True on the response's tokens
-
-
-class Padded(NamedTuple):
-    """A step's samples as arrays of one shape."""
-
-    sequences: Sequences
+    mask: Bool[np.ndarray, "responses tokens"]  # True on sampled tokens
     engine_logprobs: Float32[np.ndarray, "responses tokens"]  # 0 outside the mask
     groups: Int32[np.ndarray, "responses"]
 
@@ -36,35 +26,35 @@ class Padded(NamedTuple):
 class Scored(NamedTuple):
     """What a step learns from: its samples and what the trainer has computed of them; host arrays."""
 
-    padded: Padded
+    responses: Responses
+    passes: tuple[tuple[Rows, ...], ...]  # of each update, whose responses follow one another
     regions: Int[np.ndarray, "responses tokens"]
     old_logprobs: Float[np.ndarray, "responses tokens"]
     old_entropy: Float[np.ndarray, "responses tokens"]
     policy: PolicyBatch
 
 
-def pad_samples(groups: Sequence[Sequence[Sample]], *, max_prompt: int, max_response: int) -> Padded:
-    """Arrays of one of few shapes (see `padded_length`), so that a steady state compiles nothing."""
+def response_arrays(groups: Sequence[Sequence[Sample]], *, max_response: int) -> Responses:
+    """Arrays of one of few widths (see `padded_length`), so that a steady state compiles nothing."""
     samples = [sample for group in groups for sample in group]
-    rows = len(samples)
     tokens = padded_length(max(len(s.ids) for s in samples), max_response)
-    length = padded_length(max(len(s.prompt_ids) + len(s.ids) for s in samples), max_prompt + max_response)
-    out = Sequences(
-        np.zeros((rows, length), np.int32),
-        np.zeros((rows, length), np.int32),
-        np.zeros(rows, np.int32),
-        np.zeros((rows, tokens), bool),
-    )
-    engine_logprobs = np.zeros((rows, tokens), np.float32)
+    lengths = np.array([len(sample.ids) for sample in samples])
+    engine_logprobs = np.zeros((len(samples), tokens), np.float32)
     for row, sample in enumerate(samples):
-        start, end = len(sample.prompt_ids), len(sample.prompt_ids) + len(sample.ids)
-        out.tokens[row, :start], out.tokens[row, start:end] = sample.prompt_ids, sample.ids
-        out.segment_ids[row, :end] = 1
-        out.starts[row] = start
-        out.mask[row, : len(sample.ids)] = True
         engine_logprobs[row, : len(sample.ids)] = sample.logprobs
     numbers = np.repeat(np.arange(len(groups), dtype=np.int32), [len(group) for group in groups])
-    return Padded(out, engine_logprobs, numbers)
+    return Responses(np.arange(tokens) < lengths[:, None], engine_logprobs, numbers)
+
+
+def row_arrays(scored: Scored) -> dict[str, np.ndarray]:
+    """The arrays of a step's passes by name, `update0_pass0_tokens` and so on."""
+    return {
+        f"update{u}_pass{p}_{name}": np.asarray(values)
+        for u, passes in enumerate(scored.passes)
+        for p, rows in enumerate(passes)
+        for name, values in rows._asdict().items()
+        if values is not None
+    }
 
 
 def padded_length(longest: int, limit: int) -> int:

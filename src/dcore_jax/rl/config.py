@@ -9,13 +9,14 @@ from dcore_jax.calls import CALL_FORMATS
 from dcore_jax.config import MAY_CHANGE, config_to_dict, differences
 from dcore_jax.data.chat_template import parse_options
 from dcore_jax.engines.config import EngineConfig, unused_engine_options
-from dcore_jax.errors import UserError
+from dcore_jax.errors import UserError, check_choice
 from dcore_jax.metrics import Tracker
 from dcore_jax.nano.config import NANO
 from dcore_jax.rewards import RewardSpec, check_different, parse_reward_spec
 from dcore_jax.training import CheckpointConfig, ComputeConfig, OptimizerConfig
 
 AUTO = "auto"  # the reward of the algorithm's preset
+_SHORTEST_ROW = 2048  # tokens, by default: a row of small tasks holds many of them
 _IMPORTANCE_CAP = 2.0  # where the sampler is not the trainer's current policy
 # What an algorithm's own text runs it with, where that is not D-CORE's (ResT: 512 prompts in minibatches of 64, its release's G).
 _SETTINGS: dict[str, dict[str, Any]] = {
@@ -46,6 +47,19 @@ class RolloutConfig:
     """Most probable tokens that are sampled from; -1: all."""
     staleness: Literal[0, 1] = 0
     """1: rollouts of step n + 1 overlap the update of step n, by weights one step old."""
+
+
+@dataclass(frozen=True)
+class RowConfig:
+    """How prompts and responses are packed into rows for the trainer. Changes nothing in what is computed beyond rounding."""
+
+    mode: Literal["auto", "shared", "separate"] = "auto"
+    """shared: a prompt once for its group; separate: with each response; auto: shared where attention can."""
+    length: int | None = None
+    """Tokens of the longest row, one row a device in a pass; None: a prompt with a response, at least 2,048."""
+
+    def __post_init__(self) -> None:
+        check_choice("packing.mode", self.mode, ("auto", "shared", "separate"))
 
 
 @dataclass(frozen=True)
@@ -132,8 +146,6 @@ class RLConfig:
     """Prompts per step, over all devices."""
     updates: int = 4
     """Optimizer updates per step, each on prompts / updates of the prompts."""
-    micro_rows: int | None = None
-    """Responses in one forward pass; None: all of an update."""
     reference_on_host: bool = False
     """Keep the KL's reference model in host memory between its uses."""
     reports: bool = False
@@ -152,6 +164,7 @@ class RLConfig:
     """SFT config, a name or a file, that makes the model where --model is `nano`; trained once."""
     algorithm: AlgorithmConfig = field(default_factory=lambda: algorithm_preset("da_grpo", "paper"))
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    packing: RowConfig = field(default_factory=RowConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     optimizer: OptimizerConfig = field(default_factory=_optimizer)
@@ -162,6 +175,10 @@ class RLConfig:
     @classmethod
     def complete(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Puts the numbers of the algorithm's preset, and of what it is run with, behind those that are given."""
+        if "micro_rows" in values:
+            raise UserError(
+                "micro_rows is gone: a pass is one packed row on each device; packing.length bounds it, in tokens"
+            )
         given = values.get("algorithm", {})
         given = {"name": given} if isinstance(given, str) else given
         if not isinstance(given, Mapping):  # the reader says what is wrong with it
@@ -177,7 +194,6 @@ class RLConfig:
             )
         positive = {
             "epochs": self.epochs,
-            "micro_rows": self.micro_rows,
             "steps": self.steps,
             "rollout.group": self.rollout.group,
             "rollout.max_prompt": self.rollout.max_prompt,
@@ -197,10 +213,11 @@ class RLConfig:
                 f"engine {self.engine.name} gives log-probabilities of what top-p and top-k left over, which RL cannot use; "
                 "set rollout.top_p 1 and rollout.top_k -1"
             )
-        if self.rows_per_update % self.rows_per_pass:
+        longest = self.rollout.max_prompt + self.rollout.max_response
+        if self.packing.length is not None and self.packing.length < longest:
             raise UserError(
-                f"micro_rows={self.micro_rows} does not divide the {self.rows_per_update} responses of an update "
-                f"({self.prompts} prompts x {self.rollout.group} / {self.updates} updates)"
+                f"packing.length={self.packing.length} must hold a prompt and a response, rollout.max_prompt + "
+                f"rollout.max_response = {longest} tokens"
             )
         if self.optimizer.ema_decay:
             raise UserError("optimizer.ema_decay is not kept in RL; leave it at 0")
@@ -214,14 +231,15 @@ class RLConfig:
         return self.prompts * self.rollout.group
 
     @property
-    def rows_per_update(self) -> int:
+    def responses_per_update(self) -> int:
         """Responses in an optimizer update."""
         return self.responses // self.updates
 
     @property
-    def rows_per_pass(self) -> int:
-        """Responses in a forward pass."""
-        return self.rows_per_update if self.micro_rows is None else self.micro_rows
+    def row_length(self) -> int:
+        """Tokens of the longest packed row."""
+        longest = self.rollout.max_prompt + self.rollout.max_response
+        return max(longest, _SHORTEST_ROW) if self.packing.length is None else self.packing.length
 
     @property
     def rewards(self) -> tuple[RewardSpec, ...]:

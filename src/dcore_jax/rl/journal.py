@@ -14,7 +14,7 @@ from dcore_jax.errors import UserError
 from dcore_jax.metrics import MetricLog
 from dcore_jax.progress import Progress, log
 from dcore_jax.rewards import RewardMix
-from dcore_jax.rl.batch import Scored
+from dcore_jax.rl.batch import Scored, row_arrays
 from dcore_jax.rl.config import RLConfig
 from dcore_jax.rl.learner import Learner
 from dcore_jax.rl.metrics import (
@@ -23,6 +23,7 @@ from dcore_jax.rl.metrics import (
     evaluation_row,
     rollout_metrics,
     rollout_rows,
+    row_metrics,
     token_metrics,
     update_metrics,
 )
@@ -59,7 +60,7 @@ class Journal:
     def log_rollouts(self, step: int, rollouts: StepRollouts, scored: Scored) -> None:
         """After the rollouts, before the update: a run killed between the two has them on disk."""
         self._rollouts.write(rollout_rows(step, rollouts, scored, self._reward.weights))
-        mask = np.asarray(scored.padded.sequences.mask)
+        mask = scored.responses.mask
         ids = [i for group in rollouts.groups for rollout in group for i in rollout.sample.ids]
         self._tokens.add(np.array(ids, np.int64), scored.old_entropy[mask])
 
@@ -72,12 +73,13 @@ class Journal:
         clock: Clock,
         bar: Progress,
     ) -> None:
-        generated = int(scored.padded.sequences.mask.sum())
+        generated = int(scored.responses.mask.sum())
         row = {
             "step": step,
             **rollout_metrics(rollouts),
             **{f"weight/{label}": weight for label, weight in self._reward.weights.items()},
             **token_metrics(scored),
+            **row_metrics(scored),
             **update_metrics(updates),
             "learning_rate": float(self._learner.setup.schedule(step * self._config.updates - 1)),
             "generated_tokens": generated,
@@ -88,7 +90,8 @@ class Journal:
         self._metrics.write(row)
         if not all(bool(update.finite) for update in updates):
             path = self._output / f"nonfinite_step_{step}.npz"
-            np.savez_compressed(path, old_logprobs=scored.old_logprobs, **scored.padded.sequences._asdict())
+            arrays: dict[str, Any] = {"old_logprobs": scored.old_logprobs, **row_arrays(scored)}
+            np.savez_compressed(path, **arrays)
             raise UserError(
                 f"step {step}: loss {row['loss']:.4g} and gradient norm {row['gradient_norm']:.4g} are not both finite; the "
                 f"batch is in {path}, {last_checkpoint(self._output)}"

@@ -1,6 +1,7 @@
 """What learns: the compiled functions of a step on the mesh, and the reference model."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,13 +14,23 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from dcore_jax.advantages import drop_overlong, region_entropy
-from dcore_jax.algorithms import policy_batch
-from dcore_jax.mesh import sharding
+from dcore_jax.algorithms import PolicyBatch, choose_penalised, policy_batch, policy_batch_denominator
+from dcore_jax.engines import Sample
+from dcore_jax.mesh import BATCH_AXES, sharding
+from dcore_jax.models import Compute
+from dcore_jax.models.attention import choose_implementation
 from dcore_jax.regions import TokenBytes, response_regions
-from dcore_jax.rl.batch import Scored, pad_samples
+from dcore_jax.rl.batch import Scored, response_arrays
 from dcore_jax.rl.config import RLConfig
 from dcore_jax.rl.rollouts import StepRollouts
-from dcore_jax.rl.step import Minibatch, make_update, response_logprobs
+from dcore_jax.rl.rows import RowMode, Rows, pack_rows, row_lengths
+from dcore_jax.rl.step import (
+    Accumulated,
+    accumulate_pass,
+    finish_update,
+    nothing_accumulated,
+    response_logprobs,
+)
 from dcore_jax.training import TrainSetup, TrainState
 from dcore_jax.training.compilation import Program
 
@@ -40,6 +51,26 @@ class Cursor:
         """The inverse of `to_json`; other fields are passed over."""
         start = fields["region_entropy"]
         return cls(int(fields["draw"]), start and tuple(start))
+
+
+def row_mode(config: RLConfig, compute: Compute, head_dim: int) -> RowMode:
+    """How rows are packed: `packing.mode`, `auto` resolved by what attention can do here.
+
+    Raises:
+      UserError: prompts are to be shared, and the attention that is asked for cannot.
+    """
+    choose = partial(
+        choose_implementation,
+        compute.attention,
+        platform=jax.default_backend(),
+        dtype=jnp.dtype(compute.dtype),
+        head_dim=head_dim,
+        length=row_lengths(config.row_length)[0],
+    )
+    if config.packing.mode == "auto":
+        return "separate" if choose().startswith("splash") else "shared"
+    choose(shared_prefixes=config.packing.mode == "shared")
+    return config.packing.mode
 
 
 class Learner:
@@ -63,19 +94,29 @@ class Learner:
             updates=self.total * config.updates,
             seed=config.seed,
         )
+        self.row_mode = row_mode(config, self.setup.compute, self.setup.model_config.head_dim)
         graph, temperature = self.setup.graph, config.rollout.temperature
-        update = make_update(
-            graph,
-            self.setup.optimizer,
-            self.algorithm,
-            max_response=config.rollout.max_response,
-            temperature=temperature,
-        )
-        self._update = self.setup.compile_step(update, "the update")
+        everywhere, params = self.setup.replicated, self.setup.state_sharding.params
         self._logprobs = Program(
-            jax.jit(partial(response_logprobs, graph, temperature=temperature)), "log-probabilities"
+            jax.jit(partial(response_logprobs, graph, temperature=temperature), out_shardings=everywhere),
+            "log-probabilities",
         )
         self._policy_batch = jax.jit(partial(policy_batch, self.algorithm))
+        self._choose_penalised = jax.jit(partial(choose_penalised, self.algorithm))
+        self._denominator = jax.jit(
+            partial(policy_batch_denominator, self.algorithm, max_length=config.rollout.max_response)
+        )
+        accumulated = Accumulated(everywhere, everywhere, params)
+        self._nothing = jax.jit(nothing_accumulated, out_shardings=accumulated)
+        accumulate = partial(accumulate_pass, graph, self.algorithm, temperature=temperature)
+        self._accumulate = Program(
+            jax.jit(accumulate, donate_argnums=1, out_shardings=accumulated), "the update"
+        )
+        self._finish = jax.jit(
+            partial(finish_update, self.setup.optimizer),
+            donate_argnums=0,
+            out_shardings=(self.setup.state_sharding, everywhere),
+        )
         self._reference: Any = None
 
     def keep_reference(self, params: nnx.State | None = None) -> None:
@@ -97,29 +138,29 @@ class Learner:
         """Log-probabilities and entropies by the trainer, then advantages and everything else that the loss needs."""
         config, algorithm = self.config, self.algorithm
         samples = [[rollout.sample for rollout in group] for group in rollouts.groups]
-        padded = pad_samples(
-            samples, max_prompt=config.rollout.max_prompt, max_response=config.rollout.max_response
-        )
-        sequences, flat = padded.sequences, [rollout for group in rollouts.groups for rollout in group]
-        old_logprobs, entropy = self._by_chunks(state.params, sequences)
+        flat = [rollout for group in rollouts.groups for rollout in group]
+        responses = response_arrays(samples, max_response=config.rollout.max_response)
+        shape = responses.mask.shape
+        passes = self._passes(samples, shape[1])
+        old_logprobs, entropy = self._by_passes(state.params, passes, responses.mask)
         reference = None
         if algorithm.needs_reference:
             held = self._reference
             params = (
                 jax.device_put(held, self.setup.state_sharding.params) if config.reference_on_host else held
             )
-            reference, _ = self._by_chunks(params, sequences)
+            reference, _ = self._by_passes(params, passes, responses.mask)
         ids = [rollout.sample.ids for rollout in flat]
         notations, rules = [r.prompt.question.call_format for r in flat], algorithm.region_rules
         regions = response_regions(
             ids,
             token_bytes,
             notations,
-            length=sequences.mask.shape[1],
+            length=shape[1],
             rules=rules,
             in_thought=[rollout.prompt.opening.rstrip().endswith("<think>") for rollout in flat],
         )
-        mask = sequences.mask
+        mask = responses.mask
         if algorithm.drop_overlong:
             cut = np.array([rollout.sample.finish_reason == "length" for rollout in flat])
             mask = np.asarray(drop_overlong(mask, cut))
@@ -128,45 +169,74 @@ class Learner:
             start = tuple(float(x) for x in region_entropy(entropy, regions, mask).mean())
         policy = self._policy_batch(
             np.array([rollout.score for rollout in flat], np.float32),
-            padded.groups,
+            responses.groups,
             mask,
             old_logprobs,
             correct=np.array([rollout.correct for rollout in flat]),
             old_entropy=entropy,
             ref_logprobs=reference,
-            engine_logprobs=padded.engine_logprobs,
+            engine_logprobs=responses.engine_logprobs,
             regions=regions,
             region_entropy=None if start is None else np.array(start, np.float32),
             progress=np.float32(step - 1),
         )
-        scored = Scored(padded, regions, old_logprobs, entropy, jax.device_get(policy))
+        scored = Scored(responses, passes, regions, old_logprobs, entropy, jax.device_get(policy))
         return scored, Cursor(rollouts.next_draw, start)
 
     def update(self, state: TrainState, scored: Scored) -> tuple[TrainState, list[Any]]:
         """The step's updates, each on its share of the groups, in the order in which they were drawn."""
-        rows, chunk = self.config.rows_per_update, self.config.rows_per_pass
-        whole = Minibatch(scored.padded.sequences, scored.policy)
-        done = []
-        for first in range(0, self.config.responses, rows):
-            share = jax.tree.map(
-                lambda x, at=first: x[at : at + rows].reshape(-1, chunk, *x.shape[1:]), whole
-            )
-            state, metrics = self._update(state, self._to_device(share, leading=1))
+        size, done = self.config.responses_per_update, []
+        for number, passes in enumerate(scored.passes):
+            share = jax.tree.map(lambda x, at=number * size: x[at : at + size], scored.policy)
+            policy = jax.device_put(share, self.setup.replicated)
+            rows = [self._to_device(one) for one in passes]
+            if self.algorithm.kl_cov_ratio and len(rows) > 1:
+                policy = self._penalised(state, rows, policy)
+            denominator, accumulated = self._denominator(policy), self._nothing(state.params)
+            for one in rows:
+                accumulated = self._accumulate(state.params, accumulated, one, policy, denominator)
+            state, metrics = self._finish(state, accumulated)
             done.append(metrics)
         return state, jax.device_get(done)
 
-    def _by_chunks(self, params: Any, sequences: Any) -> tuple[np.ndarray, np.ndarray]:
-        size = self.config.rows_per_pass
-        chunks = []
-        for first in range(0, self.config.responses, size):
-            chunk = jax.tree.map(lambda x, at=first: x[at : at + size], sequences)
-            chunks.append(self._logprobs(params, self._to_device(chunk)))
-        logprobs, entropy = zip(*jax.device_get(chunks))
-        return np.concatenate(logprobs), np.concatenate(entropy)
+    def _passes(self, samples: Sequence[Sequence[Sample]], tokens: int) -> tuple[tuple[Rows, ...], ...]:
+        """The packed rows of each update; their places are those in the update's own arrays."""
+        prompts, mesh = self.config.prompts // self.config.updates, self.setup.mesh.shape
+        return tuple(
+            tuple(
+                pack_rows(
+                    samples[first : first + prompts],
+                    tokens=tokens,
+                    row_length=self.config.row_length,
+                    rows=math.prod(mesh[axis] for axis in BATCH_AXES),
+                    mode=self.row_mode,
+                )
+            )
+            for first in range(0, self.config.prompts, prompts)
+        )
 
-    def _to_device(self, tree: Any, leading: int = 0) -> Any:
-        def put(x: Any) -> jax.Array:
-            logical = (None,) * leading + ("batch",) + (None,) * (x.ndim - leading - 1)
-            return jax.device_put(np.asarray(x), sharding(self.setup.mesh, logical))
+    def _by_passes(
+        self, params: Any, passes: tuple[tuple[Rows, ...], ...], mask: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probabilities and entropies of all responses; 0 outside the mask."""
+        shares = np.split(mask, len(passes))
+        found = [
+            [self._logprobs(params, self._to_device(one), share)[:2] for one in rows]
+            for rows, share in zip(passes, shares)
+        ]
+        # A token is in one pass, and 0 in the others.
+        zeros = np.zeros(shares[0].shape, np.float32)
+        parts = [
+            [sum(x, start=zeros) for x in zip(*share)] or [zeros, zeros] for share in jax.device_get(found)
+        ]
+        logprobs, entropy = (np.concatenate(x) for x in zip(*parts))
+        return logprobs, entropy
 
-        return jax.tree.map(put, tree)
+    def _penalised(self, state: TrainState, rows: list[Rows], policy: PolicyBatch) -> PolicyBatch:
+        """With KL-Cov's choice among all tokens of an update of several passes, by the policy before it."""
+        logprobs = sum(self._logprobs(state.params, one, policy.mask)[0] for one in rows)
+        return self._choose_penalised(logprobs, policy)
+
+    def _to_device(self, rows: Rows) -> Rows:
+        by_row = sharding(self.setup.mesh, ("batch", None))
+        return jax.tree.map(lambda x: jax.device_put(np.asarray(x), by_row), rows)

@@ -16,6 +16,7 @@ from dcore_jax.regions import Region
 from dcore_jax.rewards import count_reflections
 from dcore_jax.rl.batch import Scored
 from dcore_jax.rl.rollouts import Rollout, StepRollouts, without_variance
+from dcore_jax.rl.rows import RowCounts, count_rows
 from dcore_jax.rl.step import UpdateMetrics
 
 
@@ -48,13 +49,13 @@ def rollout_metrics(rollouts: StepRollouts) -> dict[str, Any]:
 
 def token_metrics(scored: Scored) -> dict[str, Any]:
     """Advantages, entropies by region, and how far the engine's log-probabilities are from the trainer's."""
-    inside, policy = scored.padded.sequences.mask, scored.policy
+    inside, policy = scored.responses.mask, scored.policy
     used = np.asarray(policy.mask)
     advantages = np.asarray(policy.advantages)[used]
     replaced = np.asarray(policy.replaced)[used]
     regions = region_entropy(scored.old_entropy, scored.regions, inside)
     means, counts = np.asarray(regions.mean()), np.asarray(regions.tokens)
-    gap = engine_gap(scored.old_logprobs, scored.padded.engine_logprobs, inside)
+    gap = engine_gap(scored.old_logprobs, scored.responses.engine_logprobs, inside)
     return {
         "advantage_mean": _mean(advantages),
         "advantage_std": float(np.std(advantages)) if advantages.size else 0.0,
@@ -65,6 +66,20 @@ def token_metrics(scored: Scored) -> dict[str, Any]:
         "engine_gap_max": float(gap.largest),
         "engine_gap_ess": float(gap.ess),
         "engine_gap_truncated": float(gap.truncated),
+    }
+
+
+def row_metrics(scored: Scored) -> dict[str, Any]:
+    """How full the trainer's packed rows are, and how many positions its passes take."""
+    responses, tokens = scored.responses.mask.shape
+    per_update = responses // max(len(scored.passes), 1)
+    counts = [count_rows(passes, per_update, tokens) for passes in scored.passes]
+    total = RowCounts(*map(sum, zip(*counts)))
+    return {
+        "row_fill": total.tokens / max(total.positions, 1),
+        "slot_fill": total.responses / max(total.slots, 1),
+        "row_positions": total.positions,
+        "passes": sum(map(len, scored.passes)),
     }
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -25,7 +24,7 @@ from dcore_jax.data.chat_template import chat_template
 from dcore_jax.data.tokenizer import load_tokenizer
 from dcore_jax.engines import Engine, check_engine_installed, open_engine
 from dcore_jax.errors import UserError
-from dcore_jax.mesh import BATCH_AXES, device_line, make_mesh
+from dcore_jax.mesh import device_line, make_mesh
 from dcore_jax.metrics import check_trackers
 from dcore_jax.models import read_model_config
 from dcore_jax.nano.config import NANO, NANO_POSITIONS
@@ -146,12 +145,6 @@ def _check_devices(config: RLConfig, mesh: Mesh) -> None:
             f"staleness 1 runs two programs at once, which {mesh.size} devices with collectives cannot order; use --mesh 1 "
             "or --rollout.staleness 0"
         )
-    parts = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
-    if config.rows_per_pass % parts:
-        raise UserError(
-            f"passes of {config.rows_per_pass} responses cannot be split over {parts} devices (data x fsdp); "
-            f"set micro_rows to a multiple of {parts} that divides {config.rows_per_update}"
-        )
 
 
 def _model_folder(config: RLConfig) -> Path:
@@ -229,6 +222,8 @@ def _header(run: _Run, tokenizer: Any) -> str:
         "format": "; ".join(f"{name} {rule}" for name, rule in rules.items()) or "no preset's rule",
         "step": f"{config.prompts} prompts x {config.rollout.group} responses, {config.updates} updates, staleness "
         f"{config.rollout.staleness}",
+        "rows": f"a prompt {'once for its group' if run.learner.row_mode == 'shared' else 'with each response'}, at most "
+        f"{config.row_length:,} tokens a row",
         "engine": f"{config.engine.name}, responses end at {', '.join(tokenizer.convert_ids_to_tokens(ends))}",
         "sampler": config.importance_line(),
         "steps": f"{max(run.learner.total - run.step, 0):,} to go of {run.learner.total:,}, into {config.output}",
