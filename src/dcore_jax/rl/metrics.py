@@ -61,6 +61,7 @@ def token_metrics(scored: Scored) -> dict[str, Any]:
         "advantage_replaced": _mean(replaced),
         "entropy": _mean(scored.old_entropy[inside]),
         **{f"entropy_{r.name.lower()}": float(means[r]) for r in Region if counts[r]},
+        **({} if scored.reward_kl is None else {"kl_in_reward": _mean(scored.reward_kl)}),
         "engine_gap_mean": float(gap.mean_abs),
         "engine_gap_max": float(gap.largest),
         "engine_gap_ess": float(gap.ess),
