@@ -1,5 +1,6 @@
-"""Rows of the papers' tables that are one word each: ToolRL's KL in the reward, ResT's ablations and its entropy reward."""
+"""Rows and figures of the papers: ToolRL's KL in the reward, ResT's ablations and entropy reward, D-CORE's step 0."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from dcore_jax.calls import Call
 from dcore_jax.errors import UserError
 from dcore_jax.regions import Region
 from dcore_jax.rewards import RewardInput, open_rewards
+from dcore_jax.rl.start import plot_start, write_start
 
 RNG = np.random.default_rng(0)
 REWARDS, GROUPS = np.array([1.0, 0.0, 2.0, 2.0]), np.array([0, 0, 1, 1])
@@ -83,6 +85,34 @@ def test_rest_with_uniform_weights_is_grpo():
     batch = policy_batch(rest, REWARDS, GROUPS, MASK, OLD, regions=REGIONS)  # needs no entropy
     np.testing.assert_array_equal(batch.token_weights, MASK.astype(np.float32))
     np.testing.assert_array_equal(batch.advantages, adv.grpo(REWARDS, GROUPS, MASK, group_std="population"))
+
+
+def rollouts(folder, scores):
+    """A run's folder with rollouts of its first step, one list of scores a prompt, and of a later one."""
+    folder.mkdir()
+    rows = [
+        {"step": 1, "group": group, "reward": score - penalty, "overlong_penalty": penalty}
+        for group, own in enumerate(scores)
+        for score, penalty in zip(own, (0.0, 0.25, 0.0))
+    ]
+    rows.append({"step": 2, "group": 0, "reward": 100.0, "overlong_penalty": 0.0})
+    (folder / "rollouts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_step_0_in_numbers_and_as_a_figure_before_and_after(tmp_path):
+    before = rollouts(tmp_path / "before", [[1.0, 1.0, 1.0], [3.0, 3.0, 3.0]])
+    after = rollouts(tmp_path / "after", [[0.0, 1.0, 2.0], [3.0, 3.0, 3.0]])
+    found = write_start(after)
+    assert found["prompts"] == 2 and found["rollouts"] == 3 and found["mean"] == 2
+    assert found["std"] == 0.5 and found["std_zero"] == 0.5  # std of 0, 1, 2 with n - 1 is 1
+    assert found["advantage_size"] == pytest.approx(2 / 6, abs=1e-5) and found["advantage_zero"] == 4 / 6
+    assert json.loads((after / "start.json").read_text())["by_prompt"] == {"mean": [1, 3], "std": [1, 0]}
+    assert write_start(before)["std_zero"] == write_start(before)["advantage_zero"] == 1
+    picture = plot_start({"before": before, "after": after}, tmp_path / "start.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="no rollouts of a first step in it; give the folder of an RL run"):
+        write_start(tmp_path)
 
 
 def test_the_entropy_reward_is_the_mean_surprisal_times_its_weight_beside_another_reward():
