@@ -88,6 +88,7 @@ def test_names_change_in_tools_and_calls_together_and_nothing_else_does():
             {**XLAM, "answers": [{"name": "alarm", "arguments": {}}]},
             "a call of a tool that is not offered, in answers",
         ),
+        ({**XLAM, "answers": [{"name": ["weather"]}]}, "a call of a tool that is not offered"),
         ({**XLAM, "tools": "["}, "tools is text that is not JSON"),
     ],
 )
@@ -107,6 +108,8 @@ def test_sft_rl_and_seeds_read_masked_names_and_the_report_counts_them(tmp_path)
     questions, rejections = read_questions([name], "qwen", counts=counts)
     assert questions[0].reference[0].name == called and not rejections.counts.keys() & {"names=masked"}
     assert "2 rows, names masked in 2" in str(counts[name])
+    twice = [row.row for row in read_sources(f"{name},weight=2")]
+    assert twice[0] == twice[1] != twice[2]  # the copies of a row are alike
     seeds, _ = read_seeds([f"xlam:{write(tmp_path / 'x.jsonl', XLAM)}:names=masked"])
     assert seeds[0].reference[0].name == seeds[0].tools[0]["function"]["name"] != "weather"
 

@@ -89,8 +89,9 @@ class _Masks:
                 )
         if message.get("tool_calls"):
             masked["tool_calls"] = self.calls(message["tool_calls"], "tool_calls")
-        if message.get("role") == "tool" and message.get("name") in self._tools:
-            masked["name"] = self._tools[message["name"]]
+        name = message.get("name")
+        if message.get("role") == "tool" and isinstance(name, str) and name in self._tools:
+            masked["name"] = self._tools[name]
         return masked
 
     def _call(self, call: Any, field: str) -> Any:
@@ -98,7 +99,7 @@ class _Masks:
             raise Malformed(f"names=masked: a call in {field} that is not an object")
         if isinstance(call.get("function"), Mapping):
             return {**call, "function": self._call(call["function"], field)}
-        if call.get("name") not in self._tools:
+        if not isinstance(call.get("name"), str) or call["name"] not in self._tools:
             raise Malformed(f"names=masked: a call of a tool that is not offered, in {field}")
         masked = {**call, "name": self._tools[call["name"]]}
         for key in ("arguments", "parameters"):
@@ -116,7 +117,9 @@ class _Masks:
             return {self._parameter(name): value for name, value in schema.items()} if flat else dict(schema)
         masked = {**schema, "properties": {self._parameter(k): v for k, v in schema["properties"].items()}}
         if isinstance(schema.get("required"), list):
-            masked["required"] = [self._parameter(name) for name in schema["required"]]
+            masked["required"] = [
+                self._parameter(name) if isinstance(name, str) else name for name in schema["required"]
+            ]
         return masked
 
     def _parameter(self, name: str) -> str:

@@ -200,11 +200,12 @@ def read_sources(
     for name, source in sources:
         count = counts[name]
         for number, (origin, row, category) in _drawn(name, source, seed, count):
-            for _ in range(source.copies(number, seed)):
+            copies = source.copies(number, seed)
+            if source.names and copies:
+                row = _masked(row, f"{seed} {source.name} {number}")
+                count.masked += copies * (not isinstance(row, Malformed))
+            for _ in range(copies):
                 count.taken += 1
-                if source.names:
-                    row = _masked(row, f"{seed} {source.name} {number}")
-                    count.masked += not isinstance(row, Malformed)
                 yield SourceRow(origin, row, category, name)
 
 
@@ -233,6 +234,8 @@ def _masked(row: Any, key: str) -> Any:
         return row if isinstance(row, Malformed) else mask_names(row, key)
     except Malformed as reason:
         return reason
+    except RecursionError:
+        return Malformed("nested too deep")
 
 
 # --- rows ---
