@@ -353,6 +353,25 @@ def test_every_algorithm_is_one_word_away(model, tmp_path, letters, algorithm, p
         assert all(row["gradient_norm"] > 0 for row in rows)
 
 
+@pytest.mark.slow
+def test_a_kl_and_an_entropy_in_the_reward_are_trained_on_and_logged(model, tmp_path, letters):
+    kl = {"kl_coefficient": 0.0, "reward_kl_coefficient": 0.5}
+    algorithm = dataclasses.replace(algorithm_preset("grpo", "release"), **kl)
+    reward = RewardConfig(name=(*letters.name, "entropy=-0.5"))
+    result = train(config_for(model, tmp_path / "run", algorithm=algorithm, reward=reward, steps=2))
+    first, second = read_metrics(result.output / "metrics.jsonl")
+    assert (
+        abs(first["kl_in_reward"]) < 1e-4 < abs(second["kl_in_reward"])
+    )  # the reference is the policy of the first step
+    assert first["ref_kl"] == second["ref_kl"] == 0  # none in the loss
+    # -log pi of the sampled tokens estimates the entropy: 256 tokens of a nearly uniform model.
+    assert first["reward_entropy"] == pytest.approx(-0.5 * first["entropy"], rel=0.1)
+    start = json.loads((result.output / "start.json").read_text())
+    assert (start["prompts"], start["rollouts"]) == (4, 4) and start["mean"] == pytest.approx(
+        first["reward"], abs=1e-5
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -129,7 +129,8 @@ def plot_token_entropy(extremes: dict[str, list[dict[str, Any]]], out: str | Pat
             axes.set_yticks(range(len(rows)), names, fontsize=8)
             axes.set_title(f"{kind} entropy [nats]", loc="left", fontsize=10)
 
-    return _save(draw, out, (8.0, 4.5))
+    rows = max(map(len, extremes.values()), default=0)
+    return _save(draw, out, (8.0, max(4.5, 0.22 * rows + 0.8)))
 
 
 def plot_region_entropy(rows: Sequence[dict[str, Any]], out: str | Path) -> Path:

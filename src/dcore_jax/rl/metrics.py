@@ -61,6 +61,7 @@ def token_metrics(scored: Scored) -> dict[str, Any]:
         "advantage_replaced": _mean(replaced),
         "entropy": _mean(scored.old_entropy[inside]),
         **{f"entropy_{r.name.lower()}": float(means[r]) for r in Region if counts[r]},
+        **({} if scored.reward_kl is None else {"kl_in_reward": _mean(scored.reward_kl)}),
         "engine_gap_mean": float(gap.mean_abs),
         "engine_gap_max": float(gap.largest),
         "engine_gap_ess": float(gap.ess),
@@ -160,7 +161,7 @@ class TokenEntropy:
         self._total += np.bincount(ids, entropy, minlength=len(self._total))
         self._count += np.bincount(ids, minlength=len(self._count))
 
-    def extremes(self, tokenizer: Any, *, count: int = 15, seen: int = 10) -> dict[str, list[dict[str, Any]]]:
+    def extremes(self, tokenizer: Any, *, count: int = 25, seen: int = 10) -> dict[str, list[dict[str, Any]]]:
         """The `count` tokens of highest and of lowest mean entropy among those sampled at least `seen` times."""
         often = np.flatnonzero(self._count >= min(seen, max(int(self._count.max()), 1)))
         mean = self._total[often] / self._count[often]

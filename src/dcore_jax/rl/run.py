@@ -5,6 +5,7 @@
          data.json           what was read and left out     evaluation.jsonl   greedy answers to fixed prompts
          rewards.json        weights, hashes of reward files
          *.png               the pictures                   token_entropy.json the most and least certain tokens
+         start.json          rewards before the first update
 """
 
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ from dcore_jax.rl.prompts import Prompt
 from dcore_jax.rl.rewards import check_same_rewards, record_rewards, rewards_of
 from dcore_jax.rl.rollouts import Sampler, StepRollouts
 from dcore_jax.rl.sources import evaluation_prompts, prompts_fingerprint, training_prompts
+from dcore_jax.rl.start import write_start
 from dcore_jax.sft.base import base_model
 from dcore_jax.training import TrainState
 from dcore_jax.training.preemption import preemption_signal
@@ -275,6 +277,7 @@ def _loop(run: _Run, engine: Engine, journal: Journal) -> RLResult:
         bar.close()
     if step > start:
         journal.write_token_entropy(output / "token_entropy.json")
+        write_start(output)
         plot_run(output)
     preempted = stopped and step < total
     if preempted:
