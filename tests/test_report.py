@@ -312,7 +312,7 @@ def test_an_rl_runs_page_shows_the_same_prompt_before_and_after(tmp_path, answer
     assert ("Exactly right, greedy" in read.words) == answers
 
 
-def test_pictures_have_no_dead_panel_and_draw_names_of_every_script(tmp_path, recwarn):
+def test_pictures_have_no_dead_panel_and_draw_names_of_every_script(tmp_path, recwarn, monkeypatch):
     rows = [
         {"step": i, "reward": 1.0, "entropy": 0.1, "response_length": 3.0, "zero_variance_groups": 0.0, "gradient_norm": 0.1,
          "reflections_per_thought": 0.0, "reward_報酬": 0.5, "reward_$": 0.0}
@@ -321,3 +321,11 @@ def test_pictures_have_no_dead_panel_and_draw_names_of_every_script(tmp_path, re
     for path in (plot_dynamics(rows, tmp_path / "a.png"), plot_reward_parts(rows, tmp_path / "b.png")):
         assert path.read_bytes().startswith(b"\x89PNG")
     assert not recwarn.list
+
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, out: drawn.append(figure))
+    plot_dynamics(rows, tmp_path / "c.png")
+    (figure,) = drawn
+    panels = [axes for axes in figure.axes if axes.axison]
+    assert all(axes.lines and axes.get_title(loc="left") for axes in panels) and len(panels) == 4
+    assert "reflection words per thought" in figure.get_suptitle()

@@ -66,11 +66,12 @@ def plot_dynamics(
 
     def draw(figure: Any) -> None:
         lines = 2 if len(live) > 3 else 1
-        every = figure.subplots(lines, max(1, -(-len(live) // lines)), sharex=True, squeeze=False).flat
+        grid = figure.subplots(lines, max(1, -(-len(live) // lines)), sharex=True, squeeze=False)
+        every = list(grid.flat)
         for axes, (key, label) in zip(every, live.items()):
             panel(axes, key, label)
             axes.grid(alpha=0.25)
-        for axes in list(every)[len(live) :]:
+        for axes in every[len(live) :]:
             axes.set_axis_off()
         title = f"Training dynamics, {len(rows):,} steps"
         figure.suptitle(f"{title}; always 0: {', '.join(dead)}" if dead else title, fontsize=11)

@@ -181,7 +181,7 @@ def _trajectories(section: Section, output: Path) -> None:
         section.text("No prompt was answered twice; with --evaluation.prompts the fixed ones are.")
         return
     section.text(
-        f"Drawn by a hash of their origin, {_SHOWN} of {len(looks)} at most by turns from each category; {kind}.",
+        f"{min(_SHOWN, len(looks))} of {len(looks):,} prompts, drawn by a hash, one of each category in turn; {kind}.",
         note=True,
     )
     for before, after in _in_turns(looks.values())[:_SHOWN]:
