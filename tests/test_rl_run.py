@@ -138,6 +138,11 @@ def test_a_run_writes_metrics_rollouts_evaluations_and_pictures(uninterrupted):
         "region_entropy.png",
     ):
         assert (result.output / name).read_bytes().startswith(b"\x89PNG"), name
+    answers = read_metrics(result.output / "evaluation_answers.jsonl")
+    assert [row["step"] for row in answers] == [0] * 6 + [2] * 6 + [4] * 6
+    assert all(row["query"] and row["origin"] for row in answers)
+    page = (result.output / "report.html").read_text(encoding="utf-8")
+    assert "Greedy answers to the fixed prompts" in page and page.count('<div class="pair">') == 6
     assert "steps        4 of 4" in summary(result)
     assert read_config(RLConfig, result.output / "config.yaml") == config
 

@@ -44,6 +44,7 @@ from dcore_jax.training.run_folder import (
     lock_run_folder,
     record_run,
     run_began,
+    run_record,
 )
 
 RECIPE = "distill"
@@ -229,6 +230,7 @@ def _finish(
         seconds=seconds,
         config=settings,
         rejected_seeds=rejected,
+        began=run_record(Path(config.output)).began,
     )
     result = ModeResult(config.mode, counts, corpus, seconds)
     manifest = {

@@ -10,11 +10,15 @@ from jaxtyping import Float, Int
 
 from dcore_jax.advantages import region_entropy
 from dcore_jax.atomic import atomic_path
+from dcore_jax.calls import render_calls
+from dcore_jax.data.record import Message
+from dcore_jax.errors import UserError
 from dcore_jax.losses import PolicySums, add_policy_sums, engine_gap, policy_metrics
 from dcore_jax.metrics import read_metrics
 from dcore_jax.regions import Region
 from dcore_jax.rewards import count_reflections
 from dcore_jax.rl.batch import Scored
+from dcore_jax.rl.prompts import Question
 from dcore_jax.rl.rollouts import Rollout, StepRollouts, without_variance
 from dcore_jax.rl.step import UpdateMetrics
 
@@ -98,6 +102,7 @@ def rollout_rows(
                 "group": number,
                 "origin": rollout.prompt.question.origin,
                 "category": rollout.prompt.question.category,
+                "query": asked(rollout.prompt.question.messages),
                 "prompt": rollout.prompt.text,
                 "response": rollout.text,
                 "reward": rollout.reward.total,
@@ -128,6 +133,42 @@ def evaluation_row(step: int, answers: Sequence[Rollout]) -> dict[str, Any]:
         **_by_category("reward", answers, lambda r: r.reward.total),
         **_by_category("correct", answers, lambda r: float(r.correct)),
     }
+
+
+def answer_rows(step: int, answers: Sequence[Rollout]) -> Iterable[dict[str, Any]]:
+    """One row for each greedy answer to a fixed prompt, for evaluation_answers.jsonl."""
+    for rollout in answers:
+        question = rollout.prompt.question
+        yield {
+            "step": step,
+            "origin": question.origin,
+            "category": question.category,
+            "query": asked(question.messages),
+            "reference": _written(question),
+            "response": rollout.text,
+            "reward": rollout.reward.total,
+            "correct": rollout.correct,
+        }
+
+
+def asked(messages: Sequence[Message]) -> str:
+    """What a prompt asks: its last message of a user, and what came after it with the name of its role."""
+    last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=0)
+    texts = [
+        (message["role"], str(message.get("content") or message.get("tool_calls") or ""))
+        for message in messages[last:]
+    ]
+    return "\n".join([texts[0][1], *(f"{role}: {text}" for role, text in texts[1:])]) if texts else ""
+
+
+def _written(question: Question) -> str:
+    """The reference calls in the question's notation; as JSON where it cannot write them."""
+    try:
+        return render_calls(question.reference, question.call_format) if question.reference else ""
+    except UserError:
+        return json.dumps(
+            [{"name": call.name, "arguments": dict(call.arguments)} for call in question.reference]
+        )
 
 
 class StepLog:

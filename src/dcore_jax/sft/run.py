@@ -2,7 +2,8 @@
 
 <output>/config.yaml       the effective config           metrics.jsonl   one object a step
          checkpoints/      parameters, optimizer, data    data.json       what was read, what was left out
-         loss.png          the curve                      embedded/       the nano model and data, where asked for
+         report.html       the run for reading            embedded/       the nano model and data, where asked for
+         loss.png          the curve
 """
 
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ from dcore_jax.sft.inputs import (
     resumed_stream,
     store_fingerprint,
 )
+from dcore_jax.sft.page import write_page
 from dcore_jax.sft.step import Batch, make_train_step
 from dcore_jax.sft.token_weights import Weighting
 from dcore_jax.sft.watch import Watch
@@ -217,6 +219,7 @@ def _loop(run: _Run, began: datetime) -> SFTResult:
             metrics_log.close()
     if main and step > start:
         plot_loss(output / "metrics.jsonl", output / "loss.png")
+        write_page(output, device_line(run.setup.mesh))
     preempted = stopped and step < total
     if preempted:
         log(f"{stop_requested.name}: saved step {saved} of {total}; start the same line again to go on")
