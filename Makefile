@@ -17,12 +17,13 @@ export TOKENIZERS_PARALLELISM ?= false
 export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.cache/python
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test test-slow test-wheel test-network docs vllm test-vllm lint format clean
+.PHONY: help demo test test-slow test-wheel test-network test-browser docs vllm test-vllm lint format clean
 help:
 	@echo "make demo       set up, then run the whole method at nano size (CPU is enough)"
 	@echo "make test       set up, then run the fast tests, the linter and the type checker"
 	@echo "make test-slow  the tests that take minutes;  make test-wheel: those of the built wheel alone (2 minutes)"
 	@echo "make test-network  those that compare with released artefacts from npm and PyPI (minutes; 700 MB in .cache/oracles)"
+	@echo "make test-browser  the pages that runs write, in a real browser (skipped where there is none: apt-get install chromium)"
 	@echo "make docs       the documentation as a site in site/; a broken link or reference fails"
 	@echo "make vllm       vLLM beside JAX in an environment of its own, .venv-vllm;  make test-vllm: its tests (5 minutes)"
 	@echo "make lint       ruff and mypy only;  make format: ruff format"
@@ -65,6 +66,12 @@ test-network: $(VENV)/.test
 test-wheel: $(VENV)/.test
 	@command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv
 	@PATH="$$PATH:$(CURDIR)/$(BIN)" $(BIN)/python -m pytest -m slow tests/test_wheel.py
+
+# playwright drives the system's chromium; without one the tests are skipped, with the reason.
+test-browser: $(VENV)/.test
+	@command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv
+	@PATH="$$PATH:$(BIN)" uv pip install --quiet -e ".[browser]"
+	@$(BIN)/python -m pytest -m browser -rs tests/test_report_browser.py
 
 # mkdocs-material announces its end of life (May 2027) in every build; the variable silences that one notice.
 docs: $(VENV)/.docs

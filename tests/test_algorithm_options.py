@@ -53,9 +53,10 @@ def same(first, second):
 
 # Read while prompts are sampled or when a response's regions are found, which `outcome` does not do.
 ELSEWHERE = {"dynamic_sampling", "max_sampling_rounds", "overlong_buffer", "overlong_factor", "drop_overlong"}
+KL = {"kl_coefficient", "reward_kl_coefficient"}
 OTHER = {
     "alpha": 0.02, "delta": 0.3, "scale": 3.0, "zeta": 1.5, "clip_low": 0.05, "clip_high": 0.01, "dual_clip": 1.1,
-    "kl_coefficient": 0.5, "importance_cap": 1.25, "kl_cov_ratio": 0.3, "kl_cov_coefficient": 4.0,
+    "kl_coefficient": 0.5, "reward_kl_coefficient": 0.2, "importance_cap": 1.25, "kl_cov_ratio": 0.3, "kl_cov_coefficient": 4.0,
     "weight_min": 0.9, "weight_max": 0.2, "region_weights": 0.7, "region_rates": -0.01, "region_ceilings": 0.0,
 }  # fmt: skip
 
@@ -67,6 +68,8 @@ def changes(config):
         name, value = field.name, getattr(config, field.name)
         if name in ELSEWHERE or name in ("name", "preset", "region_rules"):
             continue
+        if {name, *(k for k in KL if getattr(config, k))} == KL:
+            continue  # a KL in the loss and one in the reward are refused
         if dataclasses.is_dataclass(value):
             for region in dataclasses.fields(value):
                 moved = replace(value, **{region.name: OTHER[name]})
@@ -87,6 +90,10 @@ CASES = {
     "grpo without KL": replace(algorithm_preset("grpo"), kl_coefficient=0.0),
     "da_grpo": algorithm_preset("da_grpo"),
     "da_grpo, below": replace(algorithm_preset("da_grpo"), trigger="below"),
+    "KL in the reward": replace(algorithm_preset("grpo"), kl_coefficient=0.0, reward_kl_coefficient=0.4),
+    "rest, static": replace(algorithm_preset("rest", "release"), ablation="static"),
+    "rest, no thinking": replace(algorithm_preset("rest", "release"), ablation="no_thinking"),
+    "rest, uniform": replace(algorithm_preset("rest"), ablation="uniform"),
     "rest, fixed": algorithm_preset("rest", "release"),
     "rl_zvp with KL-Cov, rest, inverse": replace(algorithm_preset("rl_zvp"), kl_cov_ratio=0.1, **INVERSE),
 }

@@ -9,6 +9,7 @@ import pytest
 
 from conftest import CORE_INSTALL
 from dcore_jax import UserError, cli
+from dcore_jax.chat import ChatConfig
 from dcore_jax.cli import doctor
 from dcore_jax.cli.export import ExportConfig
 from dcore_jax.cli.options import field_texts, nano_or_paper, option_fields, parse_options
@@ -17,7 +18,13 @@ from dcore_jax.distill.config import DistillConfig
 from dcore_jax.rl.config import RLConfig
 from dcore_jax.sft.config import SFTConfig
 
-KINDS = {"sft": SFTConfig, "rl": RLConfig, "distill": DistillConfig, "export": ExportConfig}
+KINDS = {
+    "sft": SFTConfig,
+    "rl": RLConfig,
+    "distill": DistillConfig,
+    "export": ExportConfig,
+    "chat": ChatConfig,
+}
 
 
 def help_of(command, *arguments, capsys, monkeypatch, columns=80):

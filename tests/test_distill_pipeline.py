@@ -22,6 +22,7 @@ from dcore_jax.distill.config import MODES, DecomposeSampling, DistillConfig, Re
 from dcore_jax.distill.corpus import write_corpus
 from dcore_jax.distill.journal import Journal, read_outcomes
 from dcore_jax.distill.pipeline import run_pipeline
+from dcore_jax.distill.sample import KINDS
 from dcore_jax.distill.scripted import ScriptedAnswer, ScriptedEngine, perfect_script
 from dcore_jax.distill.seeds import read_seeds
 from dcore_jax.distill.tally import summarise
@@ -42,7 +43,12 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def samples():
-    found, _ = read_seeds(["toolworld:40,subtasks=1-4,reports=yes"])
+    found, _ = read_seeds(
+        [
+            "toolworld:40,subtasks=1-4,reports=yes",
+            "toolworld:8,kinds=mixed+missing,history=1,policy=yes,reports=yes",
+        ]
+    )
     return found
 
 
@@ -95,11 +101,16 @@ def test_a_model_that_knows_everything_passes_every_stage(
 ):
     config = DistillConfig(preset=preset, act=act, call_format=call_format, prompts="nano")
     _, outcomes = go(tmp_path, samples, tokenizer, perfect_script(by_id(samples), call_format), config)
-    assert {sample.kind for sample in samples} == {"sequential", "parallel", "irrelevant", "report"}
+    assert {sample.kind for sample in samples} == set(KINDS)
     for outcome in outcomes.values():
         sample = outcome.sample
         assert outcome.accepted and outcome.stage == "done" and outcome.attempts == 1
-        wanted = [(call,) for call in sample.reference] if sample.kind == "sequential" else [sample.reference]
+        if sample.kind in ("sequential", "mixed"):
+            turns = sample.turns or [(i,) for i in range(len(sample.reference))]
+        else:
+            turns = [range(len(sample.reference))]
+        wanted = [tuple(sample.reference[i] for i in turn) for turn in turns]
+        assert sample.kind != "mixed" or (len(wanted[0]) > 1 and len(wanted) > 1)
         assert len(outcome.records) == len(wanted)
         for record, calls in zip(outcome.records, wanted, strict=True):
             text = record["messages"][-1]["content"]

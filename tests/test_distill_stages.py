@@ -437,7 +437,11 @@ F, G, F2 = Call("f", {"a": 1}), Call("g", {"b": "x"}), Call("f", {"a": 2})
         ("parallel", [G, F], [F, G], None),
         ("parallel", [F, F], [F, G], "another tool"),
         ("parallel", [F2, G], [F, G], "other parameters or values"),
+        ("mixed", [F, G], [F, G], None),
+        ("mixed", [G, F], [F, G], "another tool"),
         ("irrelevant", [], [], None),
+        ("missing", [], [], None),
+        ("missing", [F], [], "a call where none serves the request"),
         ("irrelevant", [F], [], "a call where none serves the request"),
     ],
 )
@@ -448,7 +452,7 @@ def test_each_kind_is_verified_in_its_own_way(kind, calls, reference, reason):
     with pytest.raises(Rejected) as rejected:
         verify(kind, calls, reference, "paper", "said")
     assert (rejected.value.stage, rejected.value.reason, rejected.value.text) == ("verify", reason, "said")
-    if kind == "sequential":
+    if kind in ("sequential", "mixed"):
         with pytest.raises(Rejected):
             verify(kind, calls, reference, "release")
     else:

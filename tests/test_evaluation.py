@@ -1,18 +1,23 @@
 """Acting on tool-world tasks: the reference solves every task, anything else does not."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from dcore_jax.engines.engine import Request, Sample
-from dcore_jax.evaluation import accuracy_table, solve, transcript
+from dcore_jax.evaluation import Attempt, accuracy_table, solve, transcript
 from dcore_jax.nano import build_tokenizer
-from dcore_jax.toolworld import generate_tasks, to_record
+from dcore_jax.toolworld import KINDS, generate_tasks, to_record
 
 # The scripted engine tells tasks apart by their words.
 TASKS = list(
-    {task.query: task for task in generate_tasks(60, seed=5, split="test", subtasks=(1, 3))}.values()
-)[:30]
+    {
+        task.query: task
+        for options in ({}, {"kinds": ["mixed", "missing"], "history": 1, "policy": True, "distractors": 3})
+        for task in generate_tasks(30, seed=5, split="test", subtasks=(1, 3), **options)
+    }.values()
+)[10:40]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,7 @@ class ScriptedEngine:
 
 
 def reference(task, turn):
-    assistant = [m for m in to_record(task)["messages"] if m["role"] == "assistant"]
+    assistant = [m for m in to_record(task)["messages"] if m["role"] == "assistant" and "weight" not in m]
     return assistant[turn]["content"]
 
 
@@ -49,8 +54,27 @@ def test_the_reference_solves_every_task_through_the_tools(tokenizer):
     attempts = solve(TASKS, ScriptedEngine(tokenizer, reference).generate, tokenizer)
     assert [a.task for a in attempts] == TASKS
     assert all(a.solved for a in attempts), next(a for a in attempts if not a.solved)
-    assert {a.task.kind for a in attempts} == {"single", "sequential", "parallel", "irrelevant"}
+    assert {a.task.kind for a in attempts} == set(KINDS)
     assert max(len(a.turns) for a in attempts) > 2
+
+
+def test_a_task_counts_by_state_where_the_state_and_the_facts_are_those_of_the_reference():
+    (task,) = generate_tasks(1, seed=2, kinds=["sequential"], subtasks=(2, 2), families=["files"])
+    whole = Attempt(task, (), task.reference, None, task.final_state, task.answer)
+    assert whole.solved and whole.solved_by_state
+    other_way = replace(whole, calls=(*task.reference, task.reference[0]), reply=f"done: {task.answer}")
+    assert not other_way.solved and other_way.solved_by_state
+    assert not replace(whole, reply="done.").solved_by_state
+    assert not replace(whole, final_state=None).solved_by_state
+    assert not replace(whole, error="the turn did not end").solved_by_state
+
+
+def test_a_mixed_task_takes_the_calls_of_a_turn_in_any_order_and_its_turns_in_theirs():
+    (task,) = generate_tasks(1, seed=2, kinds=["mixed"], subtasks=(3, 3))
+    first, second, last = task.reference
+    assert Attempt(task, (), (second, first, last), None).solved
+    assert not Attempt(task, (), (last, first, second), None).solved
+    assert not Attempt(task, (), (first, second), None).solved
 
 
 def test_the_table_lays_models_side_by_side_by_kind_and_calls(tokenizer):
@@ -61,10 +85,12 @@ def test_the_table_lays_models_side_by_side_by_kind_and_calls(tokenizer):
         for line in accuracy_table({"a": silent, "b": whole}).splitlines()
     }
     assert rows["kind         calls"] == ["tasks", "a", "b"]
-    irrelevant = sum(not task.reference for task in TASKS)
+    uncalled = sum(not task.reference for task in TASKS)
+    irrelevant = sum(task.kind == "irrelevant" for task in TASKS)
     long = sum(len(task.reference) >= 3 for task in TASKS)
-    assert irrelevant and long
-    assert rows["all"] == ["30", f"{irrelevant / 30:.0%}", "100%"]
+    assert irrelevant and uncalled > irrelevant and long
+    assert rows["all, by state"] == ["30", "0%", "100%"]  # "no." is not the refusal
+    assert rows["all"] == ["30", f"{uncalled / 30:.0%}", "100%"]
     assert rows["3 or more calls"] == [str(long), "0%", "100%"]
     assert rows["irrelevant       0"] == [str(irrelevant), "100%", "100%"]
     text = transcript(next(a for a in whole if a.task.kind == "sequential"))

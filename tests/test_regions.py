@@ -164,9 +164,14 @@ def test_hostile_texts_take_linear_time(unit):
     text = ("[f(" + unit * (65536 // len(unit)))[:65536]
     for call_format in CALL_FORMATS:
         for variant in (text, "<tool_call>{" + text, text[3:]):
-            start = time.process_time()
-            region_spans(variant, call_format)
-            assert time.process_time() - start < 2.0  # quadratic time would be minutes
+            seconds = []
+            while not seconds or (
+                min(seconds) > 2.0 and len(seconds) < 3
+            ):  # the best of three, on a busy machine
+                start = time.process_time()
+                region_spans(variant, call_format)
+                seconds.append(time.process_time() - start)
+            assert min(seconds) < 2.0  # quadratic time would be minutes
 
 
 RESPONSE = '<think>\nnaïve 😀 plan\n</think>\n\n[get_café(städt="Zürich 東京", n=3), stop()]<|im_end|>'

@@ -138,6 +138,11 @@ def test_a_run_writes_metrics_rollouts_evaluations_and_pictures(uninterrupted):
         "region_entropy.png",
     ):
         assert (result.output / name).read_bytes().startswith(b"\x89PNG"), name
+    answers = read_metrics(result.output / "evaluation_answers.jsonl")
+    assert [row["step"] for row in answers] == [0] * 6 + [2] * 6 + [4] * 6
+    assert all(row["query"] and row["origin"] for row in answers)
+    page = (result.output / "report.html").read_text(encoding="utf-8")
+    assert "Greedy answers to the fixed prompts" in page and page.count('<div class="pair">') == 6
     assert "steps        4 of 4" in summary(result)
     assert read_config(RLConfig, result.output / "config.yaml") == config
 
@@ -350,6 +355,25 @@ def test_every_algorithm_is_one_word_away(model, tmp_path, letters, algorithm, p
         assert all(row["gradient_norm"] == 0 for row in rows)
     else:
         assert all(row["gradient_norm"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_a_kl_and_an_entropy_in_the_reward_are_trained_on_and_logged(model, tmp_path, letters):
+    kl = {"kl_coefficient": 0.0, "reward_kl_coefficient": 0.5}
+    algorithm = dataclasses.replace(algorithm_preset("grpo", "release"), **kl)
+    reward = RewardConfig(name=(*letters.name, "entropy=-0.5"))
+    result = train(config_for(model, tmp_path / "run", algorithm=algorithm, reward=reward, steps=2))
+    first, second = read_metrics(result.output / "metrics.jsonl")
+    assert (
+        abs(first["kl_in_reward"]) < 1e-4 < abs(second["kl_in_reward"])
+    )  # the reference is the policy of the first step
+    assert first["ref_kl"] == second["ref_kl"] == 0  # none in the loss
+    # -log pi of the sampled tokens estimates the entropy: 256 tokens of a nearly uniform model.
+    assert first["reward_entropy"] == pytest.approx(-0.5 * first["entropy"], rel=0.1)
+    start = json.loads((result.output / "start.json").read_text())
+    assert (start["prompts"], start["rollouts"]) == (4, 4) and start["mean"] == pytest.approx(
+        first["reward"], abs=1e-5
+    )
 
 
 @pytest.mark.parametrize(

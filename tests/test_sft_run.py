@@ -115,6 +115,7 @@ def test_a_run_learns_and_closes_with_a_table_and_a_curve(uninterrupted):
     for line in ("steps         20 of 20", "packing fill", "host memory", "checkpoint", "curve", "samples"):
         assert line in text
     assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "Training loss" in (output / "report.html").read_text(encoding="utf-8")
     row = read_metrics(output / "metrics.jsonl")[3]
     assert {
         "step",

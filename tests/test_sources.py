@@ -63,6 +63,7 @@ def origins(names, **options):
         ("gone.jsonl", DataSource("file", "gone.jsonl")),
         ("gone.jsonl:weight=2", DataSource("file", "gone.jsonl", weight=2.0)),
         ("a/b/gone.parquet:rows=3,weight=.5", DataSource("file", "a/b/gone.parquet", weight=0.5, rows=3)),
+        ("gone.json:draw=9,seed=0,names=masked", DataSource("file", "gone.json", draw=9, seed=0, names="masked")),
         ("me/tools", DataSource("hub dataset", "me/tools")),
         ("me/tools-7.5k:split=train+dev", DataSource("hub dataset", "me/tools-7.5k", split="train+dev")),
         (
@@ -95,6 +96,10 @@ def test_a_name_reads_as_its_source(name, source):
         ("t.jsonl:weight=0", "weight must be a number above 0"),
         ("t.jsonl:weight=nan", "weight must be a number above 0"),
         ("t.jsonl:weight=1e9", "up to 1000"),
+        ("t.jsonl:draw=0", "draw must be a whole number above 0"),
+        ("t.jsonl:draw=5,weight=2", "give one of them"),
+        ("t.jsonl:seed=5", "seed is that of draw="),
+        ("t.jsonl:names=hidden", "names can be masked and nothing else"),
         ("t.jsonl:rows=0", "rows must be a whole number above 0"),
         ("me/tools:split=train[:10]", "rows=100"),
         ("me/tools:config=", "config is empty"),

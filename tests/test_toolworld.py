@@ -14,10 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dcore_jax import toolworld
 from dcore_jax.calls import Call, calls_equal, parse_response
 from dcore_jax.errors import UserError
 from dcore_jax.toolworld import (
-    KINDS,
+    DEFAULT_KINDS,
+    REFUSAL,
     Output,
     Plan,
     Step,
@@ -40,6 +42,7 @@ from dcore_jax.toolworld import (
 
 VALUE = re.compile(r"\b[a-z]\d\b")
 TASKS = generate_tasks(600, seed=7)
+SINGLES = generate_tasks(80, seed=7, families=["files", "orders"], kinds=["single"])
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
@@ -116,17 +119,12 @@ def test_parallel_calls_answer_the_same_in_any_order():
         assert world.done
 
 
-def test_irrelevant_tasks_make_no_call_and_name_no_tool_of_theirs():
+def test_irrelevant_tasks_make_no_call_and_ask_for_what_no_plan_of_the_family_serves():
     for task in of_kind("irrelevant"):
-        assert task.reference == task.responses == task.subtasks == ()
-        servable = {plan.requests for plan in get_family(task.family).plans}
-        foreign = next(
-            plan
-            for plan in get_family(task.family).foreign
-            for wording in plan.requests
-            if re.fullmatch(re.sub(r"\{\w+\}", r"\\w+", wording), task.query)
-        )
-        assert not servable & {foreign.requests}
+        assert task.reference == task.responses == task.subtasks == task.turns == ()
+        assert task.initial_state == task.final_state and task.answer == REFUSAL
+        served = [wording for plan in get_family(task.family).plans for wording in plan.requests]
+        assert not any(re.fullmatch(re.sub(r"\{\w+\}", r"\\w+", wording), task.query) for wording in served)
 
 
 def test_subtasks_are_one_per_call_and_leak_no_value_that_only_the_reference_knows():
@@ -149,7 +147,7 @@ def test_tools_are_openai_functions_and_the_reference_fits_their_schemas():
     jsonschema_types = {"string": str, "integer": int}
     for task in TASKS[:100]:
         schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in task.tools}
-        assert len(schemas) == 4 and all(tool["type"] == "function" for tool in task.tools)
+        assert 4 <= len(schemas) <= 6 and all(tool["type"] == "function" for tool in task.tools)
         for call in task.reference:
             properties = schemas[call.name]["properties"]
             assert list(call.arguments) == list(properties) == schemas[call.name]["required"]
@@ -169,18 +167,27 @@ def test_a_task_depends_on_seed_split_and_index_only():
     assert kinds == generate_tasks(9, seed=3, kinds=("single", "parallel"))
 
 
-def test_tasks_are_the_same_in_another_process():
-    code = (
-        "from dcore_jax.toolworld import generate_tasks as g; print(*[t.id for t in g(40, seed=7)], sep=',')"
-    )
+EVERYTHING = """
+from hashlib import sha256
+from dcore_jax.toolworld import KINDS, SPLITS, generate_tasks
+tasks = [task for split in SPLITS for task in generate_tasks(20, seed=7, split=split, kinds=KINDS)]
+tasks += generate_tasks(20, seed=7, kinds=KINDS, distractors=6, history=2, policy=True)
+DIGEST = sha256(repr(tasks).encode()).hexdigest()
+"""
+
+
+def test_tasks_are_byte_for_byte_the_same_in_another_process():
+    source = str(Path(toolworld.__file__).parents[2])
     out = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", EVERYTHING + "print(DIGEST)"],
         capture_output=True,
         text=True,
         check=True,
-        env={"PYTHONHASHSEED": "77", "PATH": ""},
+        env={"PYTHONHASHSEED": "77", "PATH": "", "PYTHONPATH": source},
     )
-    assert out.stdout.strip().split(",") == [task.id for task in TASKS[:40]]
+    here: dict = {}
+    exec(EVERYTHING, here)
+    assert out.stdout.strip() == here["DIGEST"]
 
 
 def test_train_and_test_share_no_item_among_thousands_in_any_wording_or_order():
@@ -211,7 +218,14 @@ def test_equal_ids_are_equal_tasks():
         ({"kinds": ["parallel"], "subtasks": (1, 1)}, "kind 'parallel' does not fit"),
         ({"kinds": ["single"], "subtasks": (2, 5)}, "kind 'single' does not fit"),
         ({"subtasks": (0, 2)}, "within 1 to 5"),
-        ({"families": ["shop"]}, "'shop' is unknown; the known ones are files, orders"),
+        ({"families": ["shop"]}, "'shop' is unknown; the known ones are files, orders, travel"),
+        ({"families": ["music"]}, "split 'train' does not draw from family 'music'; choose among files"),
+        ({"families": ["bank"], "split": "families"}, "choose among music, recipes"),
+        ({"kinds": ["mixed"], "subtasks": (2, 2)}, "kind 'mixed' does not fit"),
+        ({"difficulty": (0, 3)}, "difficulty=(0, 3) must be a range within 1 to 5"),
+        ({"kinds": ["single"], "difficulty": (2, 3)}, "is never of difficulty=(2, 3)"),
+        ({"distractors": 21}, "distractors=21 must be within 0 to 20"),
+        ({"history": 4}, "history=4 must be within 0 to 3"),
         ({"families": []}, "families is empty"),
         ({"kinds": []}, "kinds is empty"),
         ({"start": -1}, "must not be negative"),
@@ -271,7 +285,7 @@ def test_a_caller_takes_the_further_options_that_it_names_and_no_other():
     assert (spec.lazy, spec.lessons, spec.reports) == (0.5, 30, False)
     assert parse_spec("toolworld:8,reports=yes", extra=("reports",)).reports
     with pytest.raises(
-        UserError, match=r"lazy is no option here; the options are seed, .*start, reports, as"
+        UserError, match=r"lazy is no option here; the options are seed, .*policy, reports, as"
     ):
         parse_spec(text, extra=("reports",))
 
@@ -291,7 +305,10 @@ def test_data_that_is_the_tool_world_is_told_from_files():
         ("toolworld:5,seed", "unknown option 'seed'"),
         ("toolworld:5,subtasks=3-", "a range such as 3-5"),
         ("toolworld:5,subtasks=9", "toolworld:5,subtasks=9: .* within 1 to 5"),
-        ("toolworld:5,split=dev", "choose one of train, test"),
+        ("toolworld:5,split=dev", "choose one of train, test, families"),
+        ("toolworld:5,policy=1", "policy is yes or no"),
+        ("toolworld:5,difficulty=high", "difficulty is a number or a range"),
+        ("toolworld:5,distractors=-1", "distractors must be a whole number"),
         ("toolworld:5,kinds=single+odd", "'odd' is unknown"),
         ("toolworld:5,families=boats", "'boats' is unknown"),
         ("toolworld:5,reports=1", "reports is yes or no"),
@@ -310,7 +327,7 @@ def test_a_wrong_specification_is_named_in_one_line(text, message):
 
 
 def the_single(tool):
-    return next(t for t in TASKS if t.kind == "single" and t.reference[0].name == tool)
+    return next(task for task in SINGLES if task.reference[0].name == tool)
 
 
 @settings(max_examples=120, deadline=None)
@@ -431,12 +448,17 @@ def with_echo(monkeypatch):
 @pytest.mark.usefixtures("with_echo")
 def test_a_family_registered_in_one_line_fills_every_kind_and_size():
     tasks = generate_tasks(200, seed=0, families=["echo"])
-    assert {task.kind for task in tasks} == set(KINDS)
+    assert {task.kind for task in tasks} == set(DEFAULT_KINDS)
     assert {len(task.reference) for task in tasks} == {0, 1, 2, 3, 4, 5}
     with pytest.raises(ValueError, match="already registered"):
         register(ECHO)
     with pytest.raises(ValueError, match="needs plans of 1, 2 and 3 steps"):
         register(replace(ECHO, name="short", plans=ECHO.plans[:2]))
+    for split, message in (("wordings", "no third wordings"), ("names", "without a synonym")):
+        with pytest.raises(UserError, match=message):
+            generate_tasks(1, seed=0, split=split, families=["echo"])
+    with pytest.raises(UserError, match="no policies"):
+        generate_tasks(1, seed=0, families=["echo"], policy=True)
 
 
 @pytest.mark.usefixtures("with_echo")
@@ -468,7 +490,7 @@ def calls_of(message, call_format):
 
 @pytest.mark.parametrize("call_format", ["python", "tags", "qwen"])
 def test_a_record_holds_the_reference_and_the_responses(call_format):
-    for task in TASKS[:150]:
+    for task in TASKS[:150] + generate_tasks(50, seed=0, kinds=["mixed", "missing"]):
         record = to_record(task, call_format=call_format)
         assert record["messages"][0] == {"role": "user", "content": task.query}
         assert (record["category"], record["id"]) == (task.kind, task.id)
@@ -478,8 +500,7 @@ def test_a_record_holds_the_reference_and_the_responses(call_format):
         assert calls_equal(calls, task.reference)
         tool_messages = [m["content"] for m in record["messages"] if m["role"] == "tool"]
         assert tool_messages == list(task.responses)
-        parallel = task.kind != "sequential" and task.reference
-        assert len(turns) == (2 if parallel else len(task.reference) + 1)
+        assert [len(calls_of(turn, call_format)) for turn in turns] == [*map(len, task.turns), 0]
         assert parse_response(turns[-1]["content"], call_format).reply == task.answer
         assert all(re.match(r"<think>\n[^<]+\n</think>\n\n", turn["content"]) for turn in turns)
 

@@ -4,10 +4,12 @@ import json
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+import dcore_jax
 from dcore_jax.calls import parse_response, render_calls
 from dcore_jax.errors import UserError
 from dcore_jax.nano import build_tokenizer, nano_config
@@ -15,7 +17,7 @@ from dcore_jax.nano.tokenizer import END, PAD, START, TAGS
 from dcore_jax.toolworld import KINDS, generate_tasks, to_record
 from dcore_jax.toolworld.family import VALUE_LETTERS
 
-TASKS = generate_tasks(200, seed=11)
+TASKS = generate_tasks(200, seed=11) + generate_tasks(40, seed=11, kinds=["missing", "mixed"])
 BUILD = "import sys; from dcore_jax.nano import build_tokenizer; build_tokenizer(sys.argv[1])"
 
 
@@ -49,6 +51,7 @@ def ids_of(tokenizer, text):
 
 def test_the_files_are_the_same_bytes_in_another_process(folder, built, tmp_path):
     env = {"PYTHONHASHSEED": "5", "PATH": "", "RAYON_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    env["PYTHONPATH"] = str(Path(dcore_jax.__file__).parents[1])
     subprocess.run([sys.executable, "-c", BUILD, str(tmp_path)], check=True, env=env)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert "tokenizer.json" in names and "chat_template.jinja" in names
@@ -102,7 +105,7 @@ def test_every_tag_and_every_digit_is_one_token(tokenizer):
 
 
 def test_every_word_of_the_world_is_one_token(tokenizer):
-    assert len(tokenizer) <= 768
+    assert len(tokenizer) <= 1088
     for task in TASKS:
         for text in (task.query, task.answer, *task.subtasks, *task.responses):
             pieces = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
@@ -124,8 +127,15 @@ def test_every_value_is_in_the_vocabulary(tokenizer):
 
 
 def test_samples_are_short(tokenizer):
-    """Bounds a little above what was measured: 122, 243, 249 and 65 tokens."""
-    bounds = {"single": 130, "sequential": 260, "parallel": 275, "irrelevant": 70}
+    """Bounds a little above what was measured: 98, 177, 167, 71, 68 and 196 tokens."""
+    bounds = {
+        "single": 105,
+        "sequential": 190,
+        "parallel": 180,
+        "irrelevant": 76,
+        "missing": 76,
+        "mixed": 210,
+    }
     medians, longest = {}, 0
     for kind in KINDS:
         records = [to_record(task) for task in generate_tasks(60, seed=12, kinds=[kind])]
@@ -187,16 +197,16 @@ def test_an_unknown_role_is_refused(tokenizer):
 def test_transformers_accepts_the_configuration(folder, tokenizer):
     config = AutoConfig.from_pretrained(folder)
     assert (config.model_type, config.architectures) == ("qwen3", ["Qwen3ForCausalLM"])
-    assert (config.vocab_size, config.hidden_size, config.num_hidden_layers) == (768, 128, 2)
+    assert (config.vocab_size, config.hidden_size, config.num_hidden_layers) == (1088, 128, 2)
     assert config.head_dim == 32 and config.tie_word_embeddings
     assert config.rope_parameters["rope_theta"] == 1e6
     assert (config.eos_token_id, config.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
 
 
 @pytest.mark.slow
-def test_the_nano_model_has_under_half_a_million_parameters(folder, built):
+def test_the_nano_model_has_about_half_a_million_parameters(folder, built):
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    assert 0.4e6 < model.num_parameters() < 0.5e6
+    assert 0.4e6 < model.num_parameters() < 0.55e6
 
 
 def test_sizes_that_cannot_be_are_refused_in_one_line(tokenizer, tmp_path):

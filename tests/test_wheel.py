@@ -67,6 +67,7 @@ def test_the_wheel_holds_the_configs_the_templates_and_the_types_marker(wheel):
         "nano/chat_template.jinja",
         "nano/prompts/decompose.j2",
         "distill/prompts/decompose.j2",
+        "report/style.css",
         "py.typed",
     ):
         assert f"dcore_jax/{name}" in names

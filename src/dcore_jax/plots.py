@@ -1,11 +1,11 @@
 """Pictures of a run, drawn from its metrics.jsonl."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from dcore_jax.metrics import read_metrics
+from dcore_jax.report import moving_average
+
+__all__ = ["moving_average", "plot_loss"]
 
 
 def plot_loss(metrics: str | Path, out: str | Path) -> Path:
@@ -19,6 +19,8 @@ def plot_loss(metrics: str | Path, out: str | Path) -> Path:
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     top.plot(steps, losses, color="#9db8d9", linewidth=0.8, label="each step")
     top.plot(steps, moving_average(losses), color="#1f4e8c", linewidth=1.8, label="moving average")
+    if min(losses) > 0 and max(losses) > 30 * losses[-1]:
+        top.set_yscale("log")
     top.set_ylabel("loss [nats per token]")
     top.set_title(f"SFT, {len(steps):,} steps: loss {losses[0]:.3f} to {losses[-1]:.3f}", loc="left")
     top.legend(frameon=False)
@@ -34,10 +36,3 @@ def plot_loss(metrics: str | Path, out: str | Path) -> Path:
         axes.spines[["top"]].set_visible(False)
     figure.savefig(out)
     return Path(out)
-
-
-def moving_average(values: Sequence[float], share: float = 0.05) -> list[float]:
-    """Mean over the last `share` of the series at each point (at least five points where there are as many)."""
-    window = max(5, round(share * len(values)))
-    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
-    return [float((sums[i] - sums[max(0, i - window)]) / min(i, window)) for i in range(1, len(values) + 1)]

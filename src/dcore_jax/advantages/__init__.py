@@ -19,6 +19,7 @@ from dcore_jax.advantages.region_weighted import (
     RegionEntropy,
     entropy_region_weights,
     region_entropy,
+    region_weight_table,
     rest_weights,
 )
 from dcore_jax.advantages.zero_variance import zero_variance_groups
@@ -42,6 +43,7 @@ __all__ = [
     "has_reward_variance",
     "kl_cov_selection",
     "region_entropy",
+    "region_weight_table",
     "rest_weights",
     "rl_zvp",
     "select_entropy",

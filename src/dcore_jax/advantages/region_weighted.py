@@ -61,6 +61,25 @@ def entropy_region_weights(
     return jnp.where(jnp.isnan(weights), 1.0, weights)
 
 
+def region_weight_table(
+    initial: RegionValues | Float[Array | np.ndarray, "5"],
+    *,
+    rates: RegionValues,
+    ceilings: RegionValues,
+    progress: Scalar = 0.0,
+    weight_min: Scalar = 0.001,
+    weight_max: Scalar = 8.0,
+) -> Float[Array, "5"]:
+    """Each region's weight, by `Region`, before the response's mean is divided out; the arguments are `rest_weights`'."""
+    start = jnp.asarray(initial.table() if isinstance(initial, RegionValues) else initial, jnp.float32)
+    left_out = start <= 0
+    start = jnp.clip(start, weight_min, weight_max)
+    moved = start + jnp.asarray(rates.table(), jnp.float32) * progress
+    # A ceiling stops a rise; it does not cut down a weight that starts above it.
+    moved = jnp.minimum(moved, jnp.maximum(jnp.asarray(ceilings.table(), jnp.float32), start))
+    return jnp.where(left_out, 0.0, jnp.clip(moved, weight_min, weight_max))
+
+
 def rest_weights(
     regions: Integer[Array | np.ndarray, "responses tokens"],
     mask: Shaped[Array | np.ndarray, "responses tokens"],
@@ -91,13 +110,14 @@ def rest_weights(
     Source:
       ResT, 2509.21826, Eq. 16-19.
     """
-    start = jnp.asarray(initial.table() if isinstance(initial, RegionValues) else initial, jnp.float32)
-    left_out = start <= 0
-    start = jnp.clip(start, weight_min, weight_max)
-    moved = start + jnp.asarray(rates.table(), jnp.float32) * progress
-    # A ceiling stops a rise; it does not cut down a weight that starts above it.
-    moved = jnp.minimum(moved, jnp.maximum(jnp.asarray(ceilings.table(), jnp.float32), start))
-    by_region = jnp.where(left_out, 0.0, jnp.clip(moved, weight_min, weight_max))
+    by_region = region_weight_table(
+        initial,
+        rates=rates,
+        ceilings=ceilings,
+        progress=progress,
+        weight_min=weight_min,
+        weight_max=weight_max,
+    )
     weights = jnp.where(token_mask(mask), by_region[jnp.asarray(regions)], 0.0)
     counted = jnp.sum(weights > 0, axis=1, keepdims=True)
     mean = jnp.sum(weights, axis=1, keepdims=True) / jnp.maximum(counted, 1)

@@ -79,7 +79,18 @@ def policy_batch(
         )
     if config.needs_reference and ref_logprobs is None:
         raise UserError(
-            f"kl_coefficient {config.kl_coefficient} needs ref_logprobs; give them or set it to 0"
+            f"{'kl_coefficient' if config.kl_coefficient else 'reward_kl_coefficient'} "
+            f"{config.kl_coefficient or config.reward_kl_coefficient} needs ref_logprobs; give them or set it to 0"
+        )
+    if config.reward_kl_coefficient:
+        assert ref_logprobs is not None
+        rewards = losses.kl_in_reward(
+            rewards,
+            old_logprobs,
+            ref_logprobs,
+            inside,
+            coefficient=config.reward_kl_coefficient,
+            estimator=config.reward_kl_estimator,
         )
     values, replaced = _advantages(config, rewards, groups, inside, old_logprobs, old_entropy, correct)
 
@@ -94,7 +105,7 @@ def policy_batch(
         importance_weights = losses.truncated_importance_weights(
             old_logprobs, engine_logprobs, inside, cap=config.importance_cap
         )
-    reference = jnp.asarray(ref_logprobs, jnp.float32) if config.needs_reference else None
+    reference = jnp.asarray(ref_logprobs, jnp.float32) if config.kl_coefficient else None
     return PolicyBatch(
         inside, old_logprobs, values, replaced, reference, token_weights, importance_weights, None
     )
@@ -140,7 +151,9 @@ def _advantages(
 
 def _region_weights(config: AlgorithmConfig, regions, inside, old_entropy, region_entropy, progress) -> Array:
     initial: RegionValues | Array = config.region_weights
-    ceilings = config.region_ceilings
+    rates, ceilings = config.region_rates, config.region_ceilings
+    if config.ablation == "uniform":
+        return inside.astype(jnp.float32)
     if config.region_weighting != "fixed":
         if region_entropy is None:
             region_entropy = adv.region_entropy(old_entropy, regions, inside).mean()
@@ -149,11 +162,16 @@ def _region_weights(config: AlgorithmConfig, regions, inside, old_entropy, regio
         initial = by_entropy.at[Region.OUTSIDE].set(config.region_weights.outside)
         # The table's ceilings are below most of these starts.
         ceilings = RegionValues(*[config.weight_max] * len(Region))
+    if config.ablation == "no_thinking":
+        table = initial.table() if isinstance(initial, RegionValues) else initial
+        initial = jnp.asarray(table, jnp.float32).at[Region.THINKING].set(0.0)
+    if config.ablation == "static":
+        rates = RegionValues()
     return adv.rest_weights(
         regions,
         inside,
         initial=initial,
-        rates=config.region_rates,
+        rates=rates,
         ceilings=ceilings,
         progress=progress,
         weight_min=config.weight_min,

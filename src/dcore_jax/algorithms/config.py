@@ -89,6 +89,10 @@ class AlgorithmConfig:
     k2: d^2 / 2;
     k3: exp(d) - d - 1 (D-CORE's text);
     low_var_kl: k3 cut off at 10 (release)."""
+    reward_kl_coefficient: float = 0.0
+    """Coefficient of the KL to the reference model that each reward loses (no KL in the loss). 0.001 in ToolRL's code."""
+    reward_kl_estimator: KLEstimator = "k1"
+    """Estimator of the KL in the reward, of the policy that sampled; those of kl_estimator. k1 in ToolRL's code."""
     importance_cap: float | None = None
     """Cap of the importance weights pi_trainer / pi_engine, in no paper; 0: no weights;
     None: a cap of 2 with vLLM or weights one step old, else no weights."""
@@ -115,6 +119,11 @@ class AlgorithmConfig:
     fixed: region_weights;
     inverse: 1 / H;
     collision: 1 / (1 - exp(-H))."""
+    ablation: Literal["none", "static", "no_thinking", "uniform"] = "none"
+    """What is taken out of ResT's weights.
+    static: their curriculum, every step weighs as the first;
+    no_thinking: the thoughts, which then weigh 0;
+    uniform: the differences between regions, which leaves GRPO."""
     region_weights: RegionValues = _QWEN3_WEIGHTS
     """Initial weights of ResT's regions; 0 leaves a region out. Table F.1 (Qwen3); the release runs Table F.2 (Llama)."""
     region_rates: RegionValues = _QWEN3_RATES
@@ -139,6 +148,11 @@ class AlgorithmConfig:
             allowed, words = _ANY if name == "region_rates" else _NOT_NEGATIVE
             for region, value in dataclasses.asdict(getattr(self, name)).items():
                 _check_number(f"{name}.{region}", value, allowed, words)
+        if self.kl_coefficient and self.reward_kl_coefficient:
+            raise UserError(
+                f"algorithm.kl_coefficient={self.kl_coefficient} (in the loss) and algorithm.reward_kl_coefficient="
+                f"{self.reward_kl_coefficient} (in the reward) would count the KL twice; set one of them to 0"
+            )
         if self.weight_min > self.weight_max:
             raise UserError(
                 f"algorithm.weight_min={self.weight_min} must be at most algorithm.weight_max={self.weight_max}"
@@ -146,8 +160,8 @@ class AlgorithmConfig:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the loss needs the reference model's log-probabilities."""
-        return self.kl_coefficient != 0
+        """Whether loss or rewards need the reference model's log-probabilities."""
+        return self.kl_coefficient != 0 or self.reward_kl_coefficient != 0
 
     @property
     def needs_regions(self) -> bool:
@@ -163,7 +177,7 @@ class AlgorithmConfig:
     def needs_old_entropy(self) -> bool:
         """Whether advantages or weights need the entropy of the policy that sampled."""
         shaped = self.advantage == "rl_zvp" or (self.advantage == "da_grpo" and self.entropy_source == "old")
-        return shaped or self.region_weighting in ("inverse", "collision")
+        return shaped or (self.region_weighting in ("inverse", "collision") and self.ablation != "uniform")
 
 
 _Range = tuple[Callable[[float], bool], str]
@@ -175,7 +189,7 @@ _NUMBERS: dict[str, _Range] = {
     "clip_low": (lambda x: 0 <= x < 1, " and in [0, 1), or None for no clip"),
     "clip_high": (lambda x: x >= 0, " and at least 0, or None for no clip"),
     "dual_clip": (lambda x: x > 1, " and above 1, or None for no bound"),
-    "kl_coefficient": _NOT_NEGATIVE,
+    **dict.fromkeys(("kl_coefficient", "reward_kl_coefficient"), _NOT_NEGATIVE),
     "importance_cap": (lambda x: x >= 0, " and at least 0 (no importance weights), or None"),
     "max_sampling_rounds": (lambda x: x >= 1, " and at least 1"),
     "overlong_buffer": _SHARE,

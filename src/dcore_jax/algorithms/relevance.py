@@ -28,10 +28,12 @@ def relevant_fields(config: AlgorithmConfig) -> frozenset[str]:
         "correct": config.advantage == "rl_zvp",
         **dict.fromkeys(("clip_low", "dual_clip"), negative),
         "kl_estimator": config.kl_coefficient != 0,
+        "reward_kl_estimator": config.reward_kl_coefficient != 0,
         "max_sampling_rounds": config.dynamic_sampling,
         "overlong_factor": config.overlong_buffer > 0,
         "kl_cov_coefficient": config.kl_cov_ratio > 0,
-        **dict.fromkeys(("weight_min", "weight_max"), weighted),
+        "ablation": weighted,
+        **dict.fromkeys(("weight_min", "weight_max"), weighted and config.ablation != "uniform"),
         **_region_fields(config),
     }
     return frozenset(name for name, _ in _leaves(config) if relevant.get(name, True))
@@ -65,16 +67,18 @@ def check_changes(config: AlgorithmConfig) -> None:
 def _region_fields(config: AlgorithmConfig) -> dict[str, bool]:
     """Which of ResT's values of each region are used, as `algorithms.batch` and `advantages.rest_weights` do it."""
     weighted, fixed = config.region_weighting != "none", config.region_weighting == "fixed"
+    alike, moves = config.ablation == "uniform", config.ablation not in ("uniform", "static")
     relevant = {}
     for field in dataclasses.fields(RegionValues):
         region = field.name
         # Entropies give the other regions' initial weights, which are above 0.
         from_table = fixed or region == "outside"
-        kept = not from_table or getattr(config.region_weights, region) > 0
+        left_out = config.ablation == "no_thinking" and region == "thinking"
+        kept = (not from_table or getattr(config.region_weights, region) > 0) and not left_out
         rises = getattr(config.region_rates, region) > 0
-        relevant[f"region_weights.{region}"] = weighted and from_table
-        relevant[f"region_rates.{region}"] = weighted and kept
-        relevant[f"region_ceilings.{region}"] = fixed and kept and rises
+        relevant[f"region_weights.{region}"] = weighted and from_table and not (alike or left_out)
+        relevant[f"region_rates.{region}"] = weighted and kept and moves
+        relevant[f"region_ceilings.{region}"] = fixed and kept and rises and moves
     return relevant
 
 

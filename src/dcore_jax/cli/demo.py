@@ -19,6 +19,7 @@ from dcore_jax.sft.config import SFTConfig
 DEMO = Path("demo")
 MESH = "8"  # of the two SFT runs: virtual devices on a CPU
 HELD_OUT = 160  # tasks
+FAMILIES = ("files", "orders")  # as in the configs of the stages
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -84,7 +85,7 @@ def run(arguments: Sequence[str]) -> None:
 
     headline(6, f"{HELD_OUT} tasks that none of them has seen, whole")
     stages = {
-        name: attempt_held_out(folder, tasks=HELD_OUT)
+        name: attempt_held_out(folder, tasks=HELD_OUT, families=FAMILIES)
         for name, folder in {"base": base, "self-distilled": exported, "DA-GRPO": final}.items()
     }
     print(accuracy_table(stages))

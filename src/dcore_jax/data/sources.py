@@ -12,6 +12,8 @@ Options follow a colon, as name=value, joined by commas: `owner/name:split=train
     config=name        of a dataset that has several
     revision=v2        branch, tag or commit on the hub
     rows=2000          stop after so many rows were read
+    draw=2000          so many of the rows, chosen by the run's seed (or seed=7) and the source's name, in the file's order
+    names=masked       names of tools and parameters replaced by random strings (name_masking.py)
     weight=0.5         how often each row is taken in a pass: 2 is twice; 0.5 a half of the rows that the run's seed and the
                        source's name choose, the same ones every time; 1.5 each once, and that half once more
 
@@ -19,6 +21,7 @@ A name that exists as it stands, colon and all, is that file.
 """
 
 import hashlib
+import heapq
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -29,35 +32,26 @@ from typing import Any, Literal, NamedTuple
 
 from dcore_jax.data.files import EXTENSIONS, HUB, extension_of, file_rows, local_file, stem_of
 from dcore_jax.data.hub_datasets import check_datasets_installed, dataset_rows, is_dataset_folder
+from dcore_jax.data.malformed import Malformed
+from dcore_jax.data.name_masking import mask_names
 from dcore_jax.errors import UserError
 
 Kind = Literal["file", "folder", "hub file", "hub dataset"]
 MAX_WEIGHT = 1000
+_ROWS = ("draw", "seed", "names")
 _OPTIONS: dict[Kind, tuple[str, ...]] = {
-    "file": ("weight", "rows"),
-    "folder": ("split", "config", "weight", "rows"),
-    "hub file": ("revision", "weight", "rows"),
-    "hub dataset": ("split", "config", "revision", "weight", "rows"),
+    "file": ("weight", "rows", *_ROWS),
+    "folder": ("split", "config", "weight", "rows", *_ROWS),
+    "hub file": ("revision", "weight", "rows", *_ROWS),
+    "hub dataset": ("split", "config", "revision", "weight", "rows", *_ROWS),
 }
 _FORMS = "a file, a folder, hf://datasets/<owner>/<name>/<file> or a hub dataset <owner>/<name>"
 _SCHEME = "hf://"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:@[^/@:]+)?")
 # Files that nobody means as a dataset's name.
 _OTHER_FILES = (
-    ".csv",
-    ".tsv",
-    ".txt",
-    ".md",
-    ".xlsx",
-    ".arrow",
-    ".feather",
-    ".yaml",
-    ".yml",
-    ".zip",
-    ".gz",
-    ".zst",
-    ".tar",
-)
+    ".csv", ".tsv", ".txt", ".md", ".xlsx", ".arrow", ".feather", ".yaml", ".yml", ".zip", ".gz", ".zst", ".tar",
+)  # fmt: skip
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
@@ -77,6 +71,9 @@ class DataSource:
     revision: str | None = None
     weight: float = 1.0
     rows: int | None = None
+    draw: int | None = None
+    seed: int | None = None  # of the draw; None: the run's
+    names: str | None = None  # "masked"
 
     @property
     def name(self) -> str:
@@ -94,6 +91,9 @@ class DataSource:
             "revision": None if name != self.path and "@" in name else self.revision,
             "weight": None if self.weight == 1 else repr(float(self.weight)).removesuffix(".0"),
             "rows": self.rows,
+            "draw": self.draw,
+            "seed": self.seed,
+            "names": self.names,
         }
         given = ",".join(f"{key}={value}" for key, value in options.items() if value is not None)
         return f"{name}:{given}" if given else name
@@ -103,11 +103,14 @@ class DataSource:
         whole, part = divmod(self.weight, 1)
         if not part:
             return int(whole)
-        rest = replace(
-            self, weight=1.0, rows=None
-        )  # a larger weight takes the rows of a smaller one, and more
+        # A larger weight takes the rows of a smaller one, and more.
+        return int(whole) + (self.rank(row, seed) < part * 2**64)
+
+    def rank(self, row: int, seed: int) -> int:
+        """A number below 2^64 that seed, source and the row's number decide; a draw takes the rows that rank lowest."""
+        rest = replace(self, weight=1.0, rows=None, draw=None, seed=None, names=None)
         digest = hashlib.blake2b(f"{seed} {rest} {row}".encode("utf-8", "surrogateescape"), digest_size=8)
-        return int(whole) + (int.from_bytes(digest.digest()) < part * 2**64)
+        return int.from_bytes(digest.digest())
 
 
 @dataclass
@@ -119,10 +122,14 @@ class SourceCount:
     rows: int = 0
     taken: int = 0
     kept: int = 0
+    masked: int = 0  # taken rows whose names were masked
 
     def __str__(self) -> str:
+        masked = f", names masked in {self.masked:,}" if self.masked else ""
         taken = f" (weight {self.weight:g}: {self.taken:,} taken)" if self.weight != 1 else ""
-        return f"{self.name}: {self.rows:,} rows{taken}, {self.kept:,} kept"
+        if not taken and self.taken != self.rows:
+            taken = f" ({self.taken:,} taken)"
+        return f"{self.name}: {self.rows:,} rows{taken}{masked}, {self.kept:,} kept"
 
 
 class SourceRow(NamedTuple):
@@ -156,6 +163,12 @@ def parse_source(text: str | Path) -> DataSource:
         if key in given or (key == "revision" and source.revision):
             raise UserError(f"{text}: {key} is given twice")
         given[key] = _value(text, key, value)
+    if "draw" in given and "weight" in given:
+        raise UserError(
+            f"{text}: draw takes each chosen row once, so weight changes it to another number; give one of them"
+        )
+    if "seed" in given and "draw" not in given:
+        raise UserError(f"{text}: seed is that of draw=; give both, or leave it out")
     return replace(source, **given)
 
 
@@ -186,11 +199,43 @@ def read_sources(
         counts.setdefault(name, SourceCount(name, source.weight))
     for name, source in sources:
         count = counts[name]
-        for number, (origin, row, category) in enumerate(islice(_rows(source), source.rows), start=1):
-            count.rows += 1
-            for _ in range(source.copies(number, seed)):
+        for number, (origin, row, category) in _drawn(name, source, seed, count):
+            copies = source.copies(number, seed)
+            if source.names and copies:
+                row = _masked(row, f"{seed} {source.name} {number}")
+                count.masked += copies * (not isinstance(row, Malformed))
+            for _ in range(copies):
                 count.taken += 1
                 yield SourceRow(origin, row, category, name)
+
+
+def _drawn(
+    name: str, source: DataSource, seed: int, count: SourceCount
+) -> Iterator[tuple[int, tuple[str, Any, str]]]:
+    """The rows of a source with their numbers; of a draw those that rank lowest, which are all that is held."""
+
+    def counted() -> Iterator[tuple[int, tuple[str, Any, str]]]:
+        for numbered in enumerate(islice(_rows(source), source.rows), start=1):
+            count.rows += 1
+            yield numbered
+
+    if source.draw is None:
+        yield from counted()
+        return
+    own = seed if source.seed is None else source.seed
+    chosen = heapq.nsmallest(source.draw, counted(), key=lambda numbered: source.rank(numbered[0], own))
+    if len(chosen) < source.draw:
+        raise UserError(f"{name}: draw={source.draw} is more than the {len(chosen)} rows there are; lower it")
+    yield from sorted(chosen, key=lambda numbered: numbered[0])
+
+
+def _masked(row: Any, key: str) -> Any:
+    try:
+        return row if isinstance(row, Malformed) else mask_names(row, key)
+    except Malformed as reason:
+        return reason
+    except RecursionError:
+        return Malformed("nested too deep")
 
 
 # --- rows ---
@@ -321,10 +366,15 @@ def _fits_name(revision: str) -> bool:
 
 
 def _value(text: str, key: str, value: str) -> Any:
-    if key == "rows":
-        if not re.fullmatch(r"\d{1,12}", value) or not int(value):
-            raise UserError(f"{text}: rows must be a whole number above 0, not {value!r}")
+    if key in ("rows", "draw", "seed"):
+        if not re.fullmatch(r"\d{1,12}", value) or (key != "seed" and not int(value)):
+            least = "" if key == "seed" else " above 0"
+            raise UserError(f"{text}: {key} must be a whole number{least}, not {value!r}")
         return int(value)
+    if key == "names":
+        if value != "masked":
+            raise UserError(f"{text}: names can be masked and nothing else, not {value!r}")
+        return value
     if key == "weight":
         number = re.fullmatch(r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,3})?", value)
         if not number or not 0 < float(value) <= MAX_WEIGHT:

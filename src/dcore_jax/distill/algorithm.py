@@ -5,7 +5,7 @@ outcome, so an interrupted run resumes by replaying the answers in its journal.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dcore_jax.calls import Call, parse_response, render_calls, split_thought
@@ -98,7 +98,7 @@ def _attempt(
     """One pass of Algorithm 1; returns the records of an accepted sample. Raises Rejected."""
     if sample.kind == "report":
         return _report(sample, method)
-    if sample.kind == "irrelevant":
+    if sample.kind in ("irrelevant", "missing"):
         return (yield from _irrelevant(sample, method, attempt))
     config = method.config
     if config.mode == "pseudo":
@@ -134,6 +134,8 @@ def _replace_reference(sample: SeedSample, method: Method, attempt: int) -> Stag
         raise Rejected("label", str(problem).replace("reference", "label"), repr(calls)) from None
     except UserError as problem:
         raise Rejected("label", "calls that cannot be written", str(problem)) from None
+    if sample.turns and len(calls) != len(sample.reference):
+        raise Rejected("label", "another number of calls than the record's turns hold", repr(calls))
     return replace(sample, reference=calls, responses=recorded_responses(sample, calls))
 
 
@@ -178,9 +180,8 @@ def _solve_in_order(
             call_format=config.call_format,
         )
         solved.append(step)
-        if (
-            sample.kind == "sequential"
-        ):  # a chain with a wrong call can never pass: reject it now, not at its end
+        # A chain with a wrong call can never pass: reject it now, not at its end.
+        if sample.kind in ("sequential", "mixed"):
             calls = [step.call for step in solved]
             verify(sample.kind, calls, sample.reference[: len(calls)], config.preset, step.text)
         if number + 1 < len(subtasks):
@@ -214,7 +215,7 @@ def _records(
     solved: list[SolvedSubtask],
     responses: tuple[str, ...],
 ) -> tuple[dict, ...]:
-    """Composed records: for a chain one per subtask, with earlier calls in its history; for parallel calls a single one."""
+    """Composed records: for a chain one per turn, with earlier calls in its history; for parallel calls a single one."""
     templates, call_format = method.templates, method.config.call_format
     messages = [*opening_messages(sample, templates, call_format), {"role": "user", "content": sample.query}]
     tools = template_tools(sample, templates)
@@ -222,12 +223,21 @@ def _records(
         turn = compose.parallel_turn(sample.query, subtasks, solved, templates, call_format)
         return (compose.record(sample, 0, [*messages, turn], tools),)
     records = []
-    turns = compose.sequential_turns(sample.query, subtasks, solved, templates, call_format)
-    for number, turn in enumerate(turns):
+    if sample.kind == "mixed":
+        turns = compose.mixed_turns(sample.query, subtasks, solved, sample.turns, templates, call_format)
+    else:
+        turns = compose.sequential_turns(sample.query, subtasks, solved, templates, call_format)
+    for number, (turn, made) in enumerate(zip(turns, _chain_turns(sample), strict=True)):
         records.append(compose.record(sample, number, [*messages, turn], tools))
-        if number < len(responses):
-            messages += call_turn([solved[number].call], responses[number : number + 1], call_format)
+        if made[-1] < len(responses):
+            calls = [solved[i].call for i in made]
+            messages += call_turn(calls, [responses[i] for i in made], call_format)
     return tuple(records)
+
+
+def _chain_turns(sample: SeedSample) -> Sequence[Sequence[int]]:
+    """The indices in the reference of each turn's calls: one a turn, unless the sample says otherwise."""
+    return sample.turns or [(i,) for i in range(len(sample.reference))]
 
 
 def _irrelevant(sample: SeedSample, method: Method, attempt: int) -> Stage[tuple[dict, ...]]:
@@ -246,13 +256,18 @@ def _irrelevant(sample: SeedSample, method: Method, attempt: int) -> Stage[tuple
             raise Rejected("reason", "empty")
         if parsed.calls is None:
             raise Rejected("reason", f"calls that cannot be read: {parsed.error}", reply.text)
-        verify("irrelevant", parsed.calls, (), config.preset, reply.text)
+        verify(sample.kind, parsed.calls, (), config.preset, reply.text)
         verify_no_call(split_thought(reply.text)[1], sample.tools, reply.text)
         explanation, answer = parsed.thought or parsed.reply, answer or parsed.reply
         if not explanation:
             raise Rejected("reason", "no thought", reply.text)
     turn = compose.irrelevant_turn(
-        sample.query, explanation, answer or templates.render("refusal"), templates, config.call_format
+        sample.query,
+        explanation,
+        answer or templates.render("refusal"),
+        templates,
+        config.call_format,
+        missing=sample.kind == "missing",
     )
     messages = [*before, {"role": "user", "content": sample.query}, turn]
     return (compose.record(sample, 0, messages, template_tools(sample, templates)),)

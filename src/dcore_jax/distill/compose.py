@@ -48,11 +48,45 @@ def parallel_turn(
     return _assistant_turn(thought, [step.call for step in solved], "", call_format)
 
 
+def mixed_turns(
+    query: str,
+    subtasks: Sequence[str],
+    solved: Sequence[SolvedSubtask],
+    turns: Sequence[Sequence[int]],
+    templates: Templates,
+    call_format: CallFormat,
+) -> list[Message]:
+    """One message per turn: the list of all subtasks, a recap of those before it, the turn's thoughts, then its calls.
+
+    Args:
+      turns: indices in `solved` of each turn's subtasks, in order.
+    """
+    steps = [_template_values(step) for step in solved]
+    messages = []
+    for turn in turns:
+        thought = templates.render(
+            "compose_mixed",
+            query=query,
+            subtasks=subtasks,
+            solved=steps[: turn[0]],
+            number=turn[0] + 1,
+            steps=[steps[i] for i in turn],
+        )
+        messages.append(_assistant_turn(thought, [solved[i].call for i in turn], "", call_format))
+    return messages
+
+
 def irrelevant_turn(
-    query: str, explanation: str, answer: str, templates: Templates, call_format: CallFormat
+    query: str,
+    explanation: str,
+    answer: str,
+    templates: Templates,
+    call_format: CallFormat,
+    *,
+    missing: bool = False,
 ) -> Message:
     """One turn that explains why nothing is called, then refuses or asks back."""
-    thought = templates.render("compose_irrelevant", query=query, explanation=explanation)
+    thought = templates.render("compose_irrelevant", query=query, explanation=explanation, missing=missing)
     return _assistant_turn(thought, [], answer, call_format)
 
 

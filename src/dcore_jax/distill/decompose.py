@@ -37,7 +37,7 @@ def decompose_ask(
       examples: most worked examples; the agent family (a history, or a chain) has three, the single-turn family one.
       plain: without the chat template.
     """
-    family = "agent" if sample.history or sample.kind == "sequential" else "single"
+    family = "agent" if sample.history or sample.kind in ("sequential", "mixed") else "single"
     history = [inline_calls(message, "python") for message in sample.history]
     text = templates.render(
         "decompose",

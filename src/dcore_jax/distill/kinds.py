@@ -7,10 +7,11 @@ the tools, and perhaps a last message of text. The rules, in order:
 2. Calls. One message with several calls is `parallel`. Everything else is `sequential`: a single call, one
    call a message, and the mixed chain, in which a message with several calls is followed or preceded by others.
    A mixed chain is read as one call after the other in the order written: calls of one message are independent,
-   so any order among them is right, and the calls of later messages may need them.
+   so any order among them is right, and the calls of later messages may need them. A record that states the kind
+   `mixed` keeps its messages: the calls of one are written in one turn.
 3. Text after the tools have answered is a `report`.
 4. Text without any call that refuses (no tool fits, something is missing) or asks the user for something
-   is `irrelevant`.
+   is `irrelevant`, or `missing` where the record states that.
 5. Other text without a call is talk (thanks, opinions, general knowledge): no sample, since there is nothing
    that a thought could explain by a missing tool.
 
@@ -75,7 +76,9 @@ def detect_kind(
         raise Malformed(NO_TOOLS)
     if stated is not None:
         several = ("parallel",) if sum(calls) > 1 else ()
-        possible = ("sequential", *several) if calls else ("report",) if answered else ("irrelevant",)
+        mixed = ("mixed",) if len(calls) > 1 and max(calls) > 1 else ()
+        wordy = ("report",) if answered else ("irrelevant", "missing")
+        possible: tuple[str, ...] = ("sequential", *several, *mixed) if calls else wordy
         if stated not in possible:
             raise Malformed(MISFIT)
         return stated

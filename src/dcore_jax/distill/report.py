@@ -2,26 +2,19 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-
-from dcore_jax.atomic import atomic_path
 from dcore_jax.data.records import Rejections
-from dcore_jax.distill.report_samples import accepted_view, rejected_view, shorten
+from dcore_jax.distill.report_page import report_page
 from dcore_jax.distill.sample import Outcome
-from dcore_jax.distill.tally import STAGES, LengthHistogram, OutcomeCounts, Summary, summarise
-from dcore_jax.errors import UserError
+from dcore_jax.distill.tally import OutcomeCounts, Summary, summarise
 
-PUBLISHED_SAMPLES_PER_SECOND = 0.44  # 40,000 samples in 25 h on one A100 with the 8B model (D-CORE, appendix)
 PUBLISHED_TABLE6 = {  # decompositions that succeeded with Qwen3-8B, in per cent
     "no reference": 73.8,
     "reference": 89.1,
     "reference + few-shot": 93.2,
     "pseudo-labels": 92.8,
 }
-_SHOWN_REASONS = 60
 
 
 class Table6Row(NamedTuple):
@@ -40,6 +33,7 @@ def write_report(
     seconds: float,
     config: Mapping[str, Any],
     rejected_seeds: Rejections,
+    began: str = "",
 ) -> Summary:
     """Writes the page of a run to `out` and returns the counts.
 
@@ -50,46 +44,14 @@ def write_report(
       seconds: wall time of the run, over all its starts.
       config: the run's settings, for the page.
       rejected_seeds: seeds that made no sample, for the page.
+      began: when the run was first started, ISO 8601.
 
     Raises:
       UserError: the file cannot be written.
     """
     summary = summarise(outcomes)
-    reasons = summary.ordered_reasons()
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dcore_jax.distill", "page"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["thousands"] = lambda number: f"{number:,}"
-    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
-    page = environment.get_template("report.html.j2").render(
-        summary=summary,
-        stages=summary.stages(),
-        funnel=_funnel(summary),
-        groups=[("kind", summary.by_kind), ("source", summary.by_source)],
-        reasons=reasons[:_SHOWN_REASONS],
-        unshown=sum(count for _, count in reasons[_SHOWN_REASONS:]),
-        example=rejected_view,
-        histograms=_histograms(summary),
-        cost=_cost(summary, seconds),
-        tokens=_tokens(summary),
-        rejected_seeds=rejected_seeds,
-        settings=_flat(config),
-        trajectories=[accepted_view(outcome) for outcome in summary.trajectories.outcomes()],
-    )
-    path = Path(out)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as unfinished:
-            # Lone surrogates, which JSON can hold, cannot be encoded: they are shown as a question mark.
-            unfinished.write_bytes(page.encode("utf-8", errors="replace"))
-    except OSError as error:
-        raise UserError(
-            f"{path}: the report cannot be written: {error.strerror}; choose another output"
-        ) from error
+    page = report_page(summary, seconds=seconds, config=config, rejected_seeds=rejected_seeds, began=began)
+    page.write(out)
     return summary
 
 
@@ -145,77 +107,3 @@ def _rate(summary: Summary, seconds: float) -> str:
     if seconds <= 0:
         return "time not measured"
     return f"{seconds / 3600:.2f} h, {summary.overall.samples / seconds:.2f} samples/s"
-
-
-def _funnel(summary: Summary) -> list[tuple[str, int, int, float]]:
-    """For each stage: `(stage, samples that reached it, rejected there, share of all that passed it)`."""
-    samples = summary.overall.samples
-    rows = []
-    reached = samples
-    for stage in STAGES:
-        passed = summary.passed(stage)
-        rows.append((stage, reached, reached - passed, passed / samples if samples else 0.0))
-        reached = passed
-    return rows
-
-
-def _histograms(summary: Summary) -> list[dict[str, Any]]:
-    lengths = [
-        ("Composed turn, characters", summary.turn_characters),
-        ("Thought in it, characters", summary.thought_characters),
-        ("Generated for a sample, tokens", summary.tokens_per_sample),
-    ]
-    charts = [_length_chart(title, found) for title, found in lengths if found.count]
-    if summary.subtasks:
-        bars = [(str(number), summary.subtasks[number]) for number in sorted(summary.subtasks)]
-        charts.append({"title": "Subtasks of an accepted sample", "note": "", "bars": bars})
-    if len(summary.attempts) > 1:
-        bars = [(str(number), summary.attempts[number]) for number in sorted(summary.attempts)]
-        charts.append({"title": "Attempts at a sample", "note": "", "bars": bars})
-    return charts
-
-
-def _length_chart(title: str, lengths: LengthHistogram) -> dict[str, Any]:
-    bars = [
-        (f"{(1 << b) >> 1:,}" + (f" to {(1 << b) - 1:,}" if b > 1 else ""), lengths.bins[b])
-        for b in range(min(lengths.bins), max(lengths.bins) + 1)
-    ]
-    note = f"mean {lengths.mean:,.0f}, longest {lengths.longest:,}"
-    return {"title": title, "note": note, "bars": bars}
-
-
-def _cost(summary: Summary, seconds: float) -> list[tuple[str, str]]:
-    generated, accepted = summary.generated_tokens.total(), summary.overall.accepted
-    rows = [
-        ("wall time", f"{seconds / 3600:.2f} h ({seconds:,.0f} s)"),
-        ("prompt tokens", f"{summary.prompt_tokens.total():,}"),
-        ("generated tokens", f"{generated:,}"),
-        ("generated tokens for an accepted sample", f"{generated / accepted:,.0f}" if accepted else "-"),
-    ]
-    if seconds > 0:
-        rate = summary.overall.samples / seconds
-        rows.append(
-            (
-                "samples/s",
-                f"{rate:,.2f} (published: {PUBLISHED_SAMPLES_PER_SECOND} with 8B on one A100 80 GB)",
-            )
-        )
-        rows.append(("generated tokens/s", f"{generated / seconds:,.0f}"))
-    return rows
-
-
-def _tokens(summary: Summary) -> list[tuple[str, int, int]]:
-    """`(stage, prompt tokens, generated tokens)` in the order of the stages."""
-    named = {**summary.prompt_tokens, **summary.generated_tokens}
-    ordered = [stage for stage in STAGES if stage in named] + sorted(set(named) - set(STAGES))
-    return [(stage, summary.prompt_tokens[stage], summary.generated_tokens[stage]) for stage in ordered]
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows = []
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{name}.")
-        else:
-            rows.append((f"{prefix}{name}", shorten(str(value))))
-    return rows

@@ -8,8 +8,7 @@ from dcore_jax.calls import calls_equal, render_calls, split_thought
 from dcore_jax.distill.sample import Outcome, SeedSample
 from dcore_jax.distill.tally import composed_turn
 from dcore_jax.distill.verify import written_calls
-
-MAX_SHOWN = 4_000  # characters of one text in the page
+from dcore_jax.report import shorten
 
 
 def rejected_view(outcome: Outcome) -> dict[str, str]:
@@ -99,12 +98,3 @@ def _message_text(message: Mapping[str, Any]) -> str:
     functions = [call.get("function", call) for call in message.get("tool_calls") or ()]
     lines = [json.dumps(function, ensure_ascii=False, default=str) for function in functions]
     return "\n".join([text for text in [str(message.get("content") or ""), *lines] if text])
-
-
-def shorten(text: str) -> str:
-    """The text, or its beginning and the number of characters left out."""
-    return (
-        text
-        if len(text) <= MAX_SHOWN
-        else f"{text[:MAX_SHOWN]} … ({len(text) - MAX_SHOWN:,} more characters)"
-    )

@@ -44,6 +44,7 @@ from dcore_jax.training.run_folder import (
     lock_run_folder,
     record_run,
     run_began,
+    run_record,
 )
 
 RECIPE = "distill"
@@ -66,9 +67,9 @@ class ModeResult:
     seconds: float  # wall time, over all starts of the run
 
     def row(self) -> Table6Row:
-        """The mode's row of Table 6, over sequential and parallel samples: the other kinds are not decomposed."""
+        """The mode's row of Table 6, over sequential, parallel and mixed samples: the other kinds are not decomposed."""
         by_kind = self.counts.by_kind
-        decomposable = [by_kind[kind] for kind in ("sequential", "parallel") if kind in by_kind]
+        decomposable = [by_kind[kind] for kind in ("sequential", "parallel", "mixed") if kind in by_kind]
         samples = sum(counts.samples for counts in decomposable)
         decomposed = sum(counts.decomposed for counts in decomposable)
         accepted = sum(counts.accepted for counts in decomposable)
@@ -229,6 +230,7 @@ def _finish(
         seconds=seconds,
         config=settings,
         rejected_seeds=rejected,
+        began=run_record(Path(config.output)).began,
     )
     result = ModeResult(config.mode, counts, corpus, seconds)
     manifest = {

@@ -7,9 +7,11 @@ from dcore_jax.calls import Call
 
 # sequential: the reference calls are made one after the other (a single call is the shortest such chain).
 # parallel: several independent calls in one turn. irrelevant: no call serves the query.
+# missing: a value that the calls need is absent, and the answer asks for it.
+# mixed: a chain of turns of which some hold several independent calls.
 # report: the tools have answered, and the turn reports to the user.
-Kind = Literal["sequential", "parallel", "irrelevant", "report"]
-KINDS: tuple[Kind, ...] = ("sequential", "parallel", "irrelevant", "report")
+Kind = Literal["sequential", "parallel", "irrelevant", "report", "missing", "mixed"]
+KINDS: tuple[Kind, ...] = ("sequential", "parallel", "irrelevant", "report", "missing", "mixed")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class SeedSample:
     responses: tuple[str, ...]  # recorded, one per reference call; empty where the source records none
     answer: str = ""  # the recorded text of the turn: the refusal, or the report
     task: Any = None
+    turns: tuple[tuple[int, ...], ...] = ()  # of a mixed sample: the calls of each turn, by index
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Outcome:
     reason: str  # why it was rejected; empty when accepted
     attempts: int
     subtasks: tuple[str, ...] = ()
-    # Chat records for SFT; several for a sequential sample, none when rejected.
+    # Chat records for SFT; several for a sequential or a mixed sample, none when rejected.
     records: tuple[dict[str, Any], ...] = ()
     prompt_tokens: dict[str, int] = field(default_factory=dict)  # by stage
     generated_tokens: dict[str, int] = field(default_factory=dict)  # by stage

@@ -103,10 +103,12 @@ def perfect_script(samples: Mapping[str, SeedSample], call_format: CallFormat = 
                 ]
             )
         thought = "<think>\nno tool serves this request.\n</think>\n\n"
-        if sample.kind == "irrelevant":
+        if sample.kind in ("irrelevant", "missing"):
             return thought + (sample.answer or "I cannot do this.")
         if stage == "label":
-            calls = sample.reference if sample.kind == "parallel" else sample.reference[number : number + 1]
+            whole = [tuple(range(len(sample.reference)))] if sample.kind == "parallel" else []
+            turns = [*(sample.turns or whole or [(i,) for i in range(len(sample.reference))]), ()]
+            calls = tuple(sample.reference[i] for i in turns[number])
         else:
             calls = (sample.reference[number],)
             thought = f"<think>\nstep {number + 1}: {descriptions(sample)[number]}.\n</think>\n\n"

@@ -25,6 +25,7 @@ _NAMES = (
     "refusal",
     "compose_sequential",
     "compose_parallel",
+    "compose_mixed",
     "compose_irrelevant",
     "compose_report",
 )

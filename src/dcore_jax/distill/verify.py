@@ -1,7 +1,7 @@
 """Verify (D-CORE, Algorithm 1): the calls of the whole turn must equal the reference.
 
-In order for sequential samples, in any order for parallel ones, none for irrelevant ones. The release verifies sequential
-samples only and accepts the others as they are.
+In order for sequential and mixed samples, in any order for parallel ones, none for irrelevant and missing ones. The release
+verifies sequential samples only and accepts the others as they are; a mixed sample is a sequential one to it.
 """
 
 import re
@@ -25,7 +25,7 @@ def verify(
       calls: of the turn so far; to verify an unfinished turn, pass the reference cut to the same length.
       text: the model's text, for the rejection.
     """
-    if preset == "release" and kind != "sequential":
+    if preset == "release" and kind not in ("sequential", "mixed"):
         return
     if not calls_equal(calls, reference, ordered=kind != "parallel"):
         raise Rejected("verify", _difference(kind, calls, reference), text)

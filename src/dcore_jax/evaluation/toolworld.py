@@ -1,9 +1,11 @@
 """Evaluation on tool-world tasks: the model calls, reads the tools' answers, and calls again.
 
-A task is solved when the calls of all turns together are exactly the reference calls: in order for sequential tasks, in
-any order for the others, none for irrelevant ones.
+A task is solved when the calls of all turns together are exactly the reference calls: in order for sequential and mixed
+tasks (calls that share a turn of the reference in any order), in any order for parallel ones, none for irrelevant and missing
+ones. Beside it stands a second count, by the state that the calls leave and the facts that the report gives.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from dcore_jax import load_hf
-from dcore_jax.calls import Call, CallFormat, calls_equal, parse_response, render_calls
+from dcore_jax.calls import JSON, Call, CallFormat, calls_equal, parse_response, render_calls
 from dcore_jax.data.chat_template import ChatTemplate, as_chat_template, chat_template, render_chat
 from dcore_jax.data.files import Malformed
 from dcore_jax.engines.engine import Request, Sample, SamplingParams
 from dcore_jax.engines.native import NativeEngine
 from dcore_jax.errors import UserError
 from dcore_jax.progress import progress_bar
-from dcore_jax.toolworld import Task, ToolWorld, generate_tasks
+from dcore_jax.toolworld import Task, ToolWorld, generate_tasks, opening_messages
 from dcore_jax.toolworld.task import MAX_SUBTASKS
 from dcore_jax.weights import stop_token_ids
 
@@ -32,12 +34,32 @@ class Attempt:
     turns: tuple[str, ...]  # the assistant's, as sampled
     calls: tuple[Call, ...]  # of all turns, in order
     error: str | None  # why a turn could not be parsed, or that too many turns were made
+    final_state: JSON = None  # after all calls
+    reply: str = ""  # the last turn's, without its thought
 
     @property
     def solved(self) -> bool:
         """Whether the calls are exactly the reference calls, and every turn could be parsed."""
-        ordered = self.task.kind == "sequential"
-        return self.error is None and calls_equal(self.calls, self.task.reference, ordered=ordered)
+        if self.error is not None or len(self.calls) != len(self.task.reference):
+            return False
+        parts = self.task.turns if self.task.kind in ("sequential", "mixed") else (range(len(self.calls)),)
+        return all(
+            calls_equal([self.calls[i] for i in part], [self.task.reference[i] for i in part], ordered=False)
+            for part in parts
+        )
+
+    @property
+    def solved_by_state(self) -> bool:
+        """Whether the calls leave the reference's final state and the reply gives its report's facts, in any order.
+
+        Other calls on the way do not matter. Where no call serves the request, there must be none, and the reply must be
+        the reference's answer.
+        """
+        if self.error is not None or self.final_state != self.task.final_state:
+            return False
+        if not self.task.reference:
+            return not self.calls and self.reply.strip() == self.task.answer
+        return _facts(self.reply) == _facts(self.task.answer)
 
 
 @dataclass
@@ -48,6 +70,7 @@ class _Conversation:
     turns: list[str]
     calls: list[Call]
     error: str | None = None
+    reply: str = ""
     active: bool = True  # the model's turn
 
 
@@ -79,7 +102,7 @@ def solve(
     for task in tasks:
         world = ToolWorld()
         world.reset(task)
-        conversations.append(_Conversation(task, world, [{"role": "user", "content": task.query}], [], []))
+        conversations.append(_Conversation(task, world, opening_messages(task, call_format), [], []))
     bar = progress_bar(len(tasks), desc="solving", unit="task", transient=True, disable=not progress)
     for turn in range(max_turns):
         waiting = [conversation for conversation in conversations if conversation.active]
@@ -100,7 +123,10 @@ def solve(
             )
             bar.update(not conversation.active)
     bar.close()
-    return [Attempt(c.task, tuple(c.turns), tuple(c.calls), c.error) for c in conversations]
+    return [
+        Attempt(c.task, tuple(c.turns), tuple(c.calls), c.error, c.world.state, c.reply)
+        for c in conversations
+    ]
 
 
 def _prompt(conversation: _Conversation, template: ChatTemplate) -> list[int]:
@@ -119,6 +145,7 @@ def _take_turn(
     """Parses the model's turn, runs its calls and adds both to the conversation, or ends it."""
     conversation.turns.append(text)
     response = parse_response(text, call_format)
+    conversation.reply = response.reply
     if not ended or response.calls is None:
         conversation.error = response.error or "the turn did not end"
     elif response.calls:
@@ -138,6 +165,8 @@ def _take_turn(
 def accuracy_table(stages: Mapping[str, Sequence[Attempt]]) -> str:
     """The share of solved tasks by kind and number of calls, as text: one column per model, one row per group, and totals.
 
+    The last row counts all tasks by final state and facts (`Attempt.solved_by_state`) instead of by calls.
+
     Args:
       stages: attempts by the model's name, at the same tasks.
     """
@@ -153,6 +182,12 @@ def accuracy_table(stages: Mapping[str, Sequence[Attempt]]) -> str:
         number = sum(map(belongs, first))
         shares = "".join(f"{_share(filter(belongs, attempts)):>{width}.0%}" for attempts in stages.values())
         lines.append(f"{label}{number:>7}{shares}" if number else f"{label}{number:>7}")
+    by_state = (
+        sum(a.solved_by_state for a in attempts) / max(len(attempts), 1) for attempts in stages.values()
+    )
+    lines.append(
+        f"{'all, by state':<18}{len(first):>7}" + "".join(f"{share:>{width}.0%}" for share in by_state)
+    )
     return "\n".join(lines)
 
 
@@ -165,19 +200,37 @@ def transcript(attempt: Attempt) -> str:
 
 
 def attempt_held_out(
-    model: Path, *, tasks: int, subtasks: tuple[int, int] = (1, MAX_SUBTASKS), seed: int = 0
+    model: Path,
+    *,
+    tasks: int,
+    subtasks: tuple[int, int] = (1, MAX_SUBTASKS),
+    seed: int = 0,
+    families: Sequence[str] | None = None,
 ) -> list[Attempt]:
-    """Greedy attempts of a Hugging Face folder's model at the test split of the tool world, with a progress bar."""
+    """Greedy attempts of a Hugging Face folder's model at the test split of the tool world, with a progress bar.
+
+    `families` are those of its training; None: all. Other splits and options: `attempt_tasks`.
+    """
+    items = generate_tasks(tasks, seed=seed, split="test", subtasks=subtasks, families=families)
+    return attempt_tasks(model, items)
+
+
+def attempt_tasks(model: Path, tasks: Sequence[Task]) -> list[Attempt]:
+    """Greedy attempts of a Hugging Face folder's model at these tasks, with a progress bar."""
     from transformers import AutoTokenizer
 
     decoder, tokenizer = load_hf(model), AutoTokenizer.from_pretrained(model)
     ends = sorted(stop_token_ids(Path(model), tokenizer))
     engine = NativeEngine(decoder, slots=32, max_length=1024, eos_token_ids=ends)
-    items = generate_tasks(tasks, seed=seed, split="test", subtasks=subtasks)
     template = chat_template(tokenizer, began=datetime.now())  # one date for all tasks
-    attempts = solve(items, engine.generate, template, progress=True)
+    attempts = solve(tasks, engine.generate, template, progress=True)
     engine.close()
     return attempts
+
+
+def _facts(text: str) -> list[str]:
+    """The values and numbers of a report, sorted."""
+    return sorted(re.findall(r"\b(?:[a-z]\d|\d+)\b", text))
 
 
 def _in_group(kind: str, calls: int, attempt: Attempt) -> bool:

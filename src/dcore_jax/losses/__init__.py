@@ -2,7 +2,7 @@
 
 from dcore_jax.losses.aggregation import AGGREGATIONS, Aggregation, aggregate, loss_denominator
 from dcore_jax.losses.importance import EngineGap, engine_gap, truncated_importance_weights
-from dcore_jax.losses.kl import KL_ESTIMATORS, KLEstimator, kl_estimate
+from dcore_jax.losses.kl import KL_ESTIMATORS, KLEstimator, kl_estimate, kl_in_reward
 from dcore_jax.losses.policy import (
     RATIOS,
     PolicyMetrics,
@@ -27,6 +27,7 @@ __all__ = [
     "aggregate",
     "engine_gap",
     "kl_estimate",
+    "kl_in_reward",
     "loss_denominator",
     "policy_loss",
     "policy_metrics",

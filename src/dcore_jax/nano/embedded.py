@@ -41,7 +41,7 @@ def embedded_data(folder: Path, spec: str, seed: int) -> Path:
     """A JSONL file of chat records drawn from the tool world, as `toolworld:8000,kinds=single+irrelevant` says; made once.
 
     Args:
-      spec: see `toolworld.spec.parse_spec`; `lazy` and `lessons` are options too.
+      spec: see `toolworld.spec.parse_spec`; `lazy`, `lessons` and `lesson_kinds` are options too.
       seed: of tasks where `spec` names none.
 
     Raises:
@@ -58,15 +58,21 @@ def embedded_data(folder: Path, spec: str, seed: int) -> Path:
 def data_spec(spec: str, seed: int) -> ToolWorldSpec:
     """What a data name such as `toolworld:8000,kinds=single` asks for."""
     defaults = ToolWorldSpec(count=_DEFAULTS.count, subtasks=_DEFAULTS.subtasks, seed=seed)
-    return parse_spec(spec, defaults=defaults, extra=("lazy", "lessons"))
+    return parse_spec(spec, defaults=defaults, extra=("lazy", "lessons", "lesson_kinds"))
 
 
 def _records(spec: ToolWorldSpec) -> Iterator[dict[str, Any]]:
     for number, task in enumerate(spec.tasks()):
         lazy = int((number + 1) * spec.lazy) > int(number * spec.lazy)
         yield lazy_record(task) if lazy else to_record(task)
-    several = ("sequential", "parallel")
-    lessons = generate_tasks(spec.lessons, seed=spec.seed, split=spec.split, kinds=several, subtasks=(2, 5))
+    lessons = generate_tasks(
+        spec.lessons,
+        seed=spec.seed,
+        split=spec.split,
+        kinds=spec.lesson_kinds,
+        subtasks=(2, 5),
+        families=spec.families,
+    )
     for number, task in enumerate(lessons):
         yield decomposition_record(task)
         if number % 2 == 0:  # several turns each, and easier to learn
@@ -78,6 +84,7 @@ def _records(spec: ToolWorldSpec) -> Iterator[dict[str, Any]]:
         split=spec.split,
         kinds=["single"],
         subtasks=(1, 1),
+        families=spec.families,
         start=spec.start + spec.count,
     )
     for task in alone:

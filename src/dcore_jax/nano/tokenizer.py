@@ -5,6 +5,7 @@ copying a value is copying a token: what a model of two or three layers learns i
 """
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from transformers import PreTrainedTokenizerFast
 
 from dcore_jax.data.chat_template import render_chat
 from dcore_jax.errors import UserError
-from dcore_jax.toolworld.family import VALUE_LETTERS
-from dcore_jax.toolworld.generate import generate_tasks
-from dcore_jax.toolworld.records import to_record
+from dcore_jax.toolworld import family_names, generate_tasks, get_family, to_record
+from dcore_jax.toolworld.family import VALUE_LETTERS, ToolFamily
+from dcore_jax.toolworld.requests import slot_type
+from dcore_jax.toolworld.task import KINDS
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 # Part of the text a model writes, so decoding keeps them; as one token each they cannot be half-written.
@@ -34,7 +36,7 @@ _TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 _DECOMPOSITION = '[{{"step": {0}, "description": "{1}", "index": [{0}]}}]'
 
 
-def build_tokenizer(out_dir: str | os.PathLike[str], *, vocab_size: int = 768) -> PreTrainedTokenizerFast:
+def build_tokenizer(out_dir: str | os.PathLike[str], *, vocab_size: int = 1088) -> PreTrainedTokenizerFast:
     """Train the nano tokenizer, save it to `out_dir` in Hugging Face form, and return it.
     The files are the same bytes every time. `<|endoftext|>` pads, `<|im_end|>` ends a turn and is the eos
     token; the chat template is ChatML with `tools=`. Raises UserError when `vocab_size` has no room for the
@@ -82,10 +84,16 @@ def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def _corpus() -> Iterator[str]:
-    """Sample conversations as the template writes them, without the tags, which are tokens already; all values."""
+    """Sample conversations as the template writes them, without the tags, which are tokens already; all values; and every word
+    that training can show of the tool world. What is held out (families, names, wordings) is not in it.
+    """
     yield from [" ".join(f"{letter}{digit}" for letter in VALUE_LETTERS for digit in range(10))] * 50
+    yield from [text for name in family_names() for text in _family_text(get_family(name))] * 10
     writer = _wrap(_empty_tokenizer())
-    for task in generate_tasks(200, seed=0):
+    tasks = generate_tasks(200, seed=0, kinds=KINDS) + generate_tasks(
+        40, seed=0, policy=True, subtasks=(1, 1)
+    )
+    for task in tasks:
         for call_format in ("python", "qwen"):
             record = to_record(task, call_format=call_format)
             for end, message in enumerate(record["messages"], 1):
@@ -99,3 +107,17 @@ def _corpus() -> Iterator[str]:
                     yield text
         for number, subtask in enumerate(task.subtasks, 1):
             yield _DECOMPOSITION.format(number, subtask)
+
+
+def _family_text(family: ToolFamily) -> Iterator[str]:
+    """The words of a family's tools, of its requests in the wordings that training sees, and of its rules."""
+    for tool in family.tools:
+        yield f"\n{tool.name}({', '.join(tool.parameters['properties'])})\n[{tool.name}("
+        for name in tool.parameters["properties"]:
+            yield f'{name}="'
+    for plan in (*family.plans, *family.foreign):
+        yield from (re.sub(r"\{\w+\}", " ", wording) for wording in plan.wordings())
+        yield from (f"some {slot_type(slot)} which {slot_type(slot)}?" for slot in plan.slots)
+        for step in plan.steps:
+            yield re.sub(r"\{\w+\}", " ", step.wording)
+    yield from (re.sub(r"\{\w+\}", " ", rule.wording) for rule in family.policies)

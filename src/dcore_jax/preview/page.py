@@ -1,9 +1,10 @@
 """A preview as text for a terminal, and as one HTML page without any other file."""
 
-import html
 from collections.abc import Sequence
 
 from dcore_jax.preview.segments import KINDS, Segment
+from dcore_jax.report import Page, run_facts
+from dcore_jax.report.blocks import escape, preformatted
 
 Shown = Sequence[tuple[str, Sequence[Segment]]]
 
@@ -16,22 +17,6 @@ _TITLES = {
     "answer": "learned: words",
     "end": "learned: end of the turn",
 }
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
-body { color: #1d2330; background: #fff; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.55 ui-monospace, monospace; padding: 1rem; }
-pre { border: 1px solid #d8dce4; border-radius: 6px; background: #fbfbfd; }
-pre.facts { background: none; border: 0; padding: 0; }
-h1 { font-size: 1.3rem; overflow-wrap: anywhere; } h2 { font-size: 1rem; margin: 2rem 0 .5rem; overflow-wrap: anywhere; }
-.context { color: #767d8c; } .response { color: #7a4a8c; }
-.thought { background: #d9f0f7; } .call { background: #ffe3b0; } .answer { background: #d8f3d0; } .end { background: #f6c6c6; }
-.legend span { display: inline-block; padding: .1rem .5rem; margin: 0 .5rem .3rem 0; border-radius: 4px; }
-@media (prefers-color-scheme: dark) {
-  body { background: #14171f; color: #e6e8ee; } pre { background: #1a1e28; border-color: #2c3240; }
-  .context { color: #8d95a5; } .response { color: #c79bda; }
-  .thought { background: #134454; } .call { background: #5c4310; } .answer { background: #1f4a18; } .end { background: #5f2222; }
-}
-"""
 
 
 def terminal_text(shown: Shown, *, colours: bool) -> str:
@@ -57,25 +42,20 @@ def html_page(title: str, facts: str, shown: Shown) -> str:
       title: of the page, such as the data's name.
       facts: the table of counts, as text.
     """
-    legend = "".join(f'<span class="{kind}">{html.escape(_TITLES[kind])}</span>' for kind in KINDS)
-    blocks = [
-        f"<h2>Sample {number}: {html.escape(origin)}</h2>\n<pre>{''.join(map(_span, segments))}</pre>"
-        for number, (origin, segments) in enumerate(shown, start=1)
-    ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
-    parts = [
-        f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head>',
-        f"<body><h1>{html.escape(title)}</h1>",
-        f'<pre class="facts">{html.escape(facts)}</pre>\n<p class="legend">{legend}</p>',
-        *blocks,
-        "</body></html>\n",
-    ]
-    return "\n".join(parts)
+    page = Page("dcore_jax · preview of data", title, run_facts("", began=""))
+    legend = "".join(f'<span class="{kind}">{escape(_TITLES[kind])}</span>' for kind in KINDS)
+    page.section("What is read").add(preformatted(facts, "facts"))
+    page.section("How samples are shown").add(f'<p class="parts">{legend}</p>')
+    for number, (origin, segments) in enumerate(shown, start=1):
+        page.section(f"Sample {number}: {origin}").add(f"<pre>{''.join(map(_span, segments))}</pre>")
+    return page.html()
 
 
 def _span(segment: Segment) -> str:
     weight = f" (weight {segment.weight:g})" if segment.learned and segment.weight != 1 else ""
-    return f'<span class="{segment.kind}" title="{_TITLES[segment.kind]}{weight}">{html.escape(segment.text)}</span>'
+    return (
+        f'<span class="{segment.kind}" title="{_TITLES[segment.kind]}{weight}">{escape(segment.text)}</span>'
+    )
 
 
 def _labelled(segment: Segment) -> str:

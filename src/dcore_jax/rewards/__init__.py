@@ -1,6 +1,7 @@
 """Rewards for tool calls: one file per paper; every reward as its parts and their sum."""
 
 from dcore_jax.rewards.custom import CustomReward, load_reward
+from dcore_jax.rewards.entropy import EntropyReward
 from dcore_jax.rewards.mix import (
     RewardMix,
     RewardSpec,
@@ -18,6 +19,7 @@ __all__ = [
     "REFLECTION_WORDS",
     "RELEASE_REWARD_WORDS",
     "CustomReward",
+    "EntropyReward",
     "Reward",
     "RewardFunction",
     "RewardInput",

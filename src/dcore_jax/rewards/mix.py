@@ -9,6 +9,7 @@ from typing import NamedTuple
 from dcore_jax.calls import CallFormat
 from dcore_jax.errors import UserError
 from dcore_jax.rewards.custom import LARGEST, CustomReward, is_file_spec, load_reward
+from dcore_jax.rewards.entropy import ENTROPY, EntropyReward
 from dcore_jax.rewards.rest import RELEASE_STEPS
 from dcore_jax.rewards.reward import Reward, RewardInput, sum_of
 from dcore_jax.rewards.tool_reward import PRESETS, format_rule, reward_range, tool_reward
@@ -36,7 +37,7 @@ def parse_reward_spec(text: str, *, further: Sequence[str] = ()) -> RewardSpec:
     name, equals, tail = text.rpartition("=")
     if not equals or ":" in tail:  # `=` may be part of a file's path
         name, tail = text, "1"
-    known = (*further, *PRESETS)
+    known = (*further, *PRESETS, ENTROPY)
     if name not in known and not is_file_spec(name):
         hint = "; a file is given with its function, my_rewards.py:score" if name.endswith(".py") else ""
         raise UserError(
@@ -96,7 +97,7 @@ class WeightedReward(NamedTuple):
     """A reward, its weight in a mix, and the name that its parts are shown under."""
 
     label: str
-    function: PresetReward | CustomReward
+    function: PresetReward | CustomReward | EntropyReward
     weight: float
 
 
@@ -145,12 +146,12 @@ class RewardMix:
         return {function.spec: function.sha256 for function in own}
 
     def range(self, given: RewardInput) -> tuple[float, float] | None:
-        """The lowest and the highest total that a response to this prompt can get; None where a function of the user's own is
-        in the mix, whose range nobody knows.
+        """The lowest and the highest total that a response to this prompt can get; None where a function of the user's own
+        or the entropy is in the mix, whose ranges nobody knows.
         """
         low = high = 0.0
         for _, function, weight in self.rewards:
-            if isinstance(function, CustomReward):
+            if not isinstance(function, PresetReward):
                 return None
             ends = [weight * end for end in function.range(given)]
             low, high = low + min(ends), high + max(ends)
@@ -180,12 +181,20 @@ def open_rewards(
         tuple(
             WeightedReward(
                 labels[name],
-                load_reward(name) if is_file_spec(name) else PresetReward(name, beta_accuracy, beta_format),
+                _opened(name, beta_accuracy, beta_format),
                 weight,
             )
             for name, weight in found
         )
     )
+
+
+def _opened(
+    name: str, beta_accuracy: float, beta_format: float
+) -> PresetReward | CustomReward | EntropyReward:
+    if name == ENTROPY:
+        return EntropyReward()
+    return load_reward(name) if is_file_spec(name) else PresetReward(name, beta_accuracy, beta_format)
 
 
 def check_different(specs: Sequence[RewardSpec]) -> None:

@@ -47,6 +47,8 @@ class RewardInput:
     """Steps of the run that are done; 0 in greedy evaluations."""
     tokens: int = 0
     """Sampled tokens of the response, its end token included."""
+    surprisal: float | None = None
+    """Mean of -log pi over the sampled tokens, in nats; None in greedy evaluations."""
     truncated: bool = False
     """Whether the response was cut off at the length limit."""
 

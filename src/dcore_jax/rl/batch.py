@@ -32,6 +32,9 @@ class Scored(NamedTuple):
     old_logprobs: Float[np.ndarray, "responses tokens"]
     old_entropy: Float[np.ndarray, "responses tokens"]
     policy: PolicyBatch
+    reward_kl: Float[np.ndarray, "responses"] | None = (
+        None  # what the KL to the reference takes from each reward
+    )
 
 
 def response_arrays(groups: Sequence[Sequence[Sample]], *, max_response: int) -> Responses:

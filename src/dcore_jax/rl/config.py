@@ -321,7 +321,9 @@ def _behind(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
 # Numbers that few runs change: options in a config file only, so that `--help` stays readable.
 _FILE_ONLY = (
     "algorithm.scale", "algorithm.zeta", "algorithm.region_ceilings", "algorithm.weight_min", "algorithm.weight_max",
-    "checkpoint.keep", "optimizer.beta1", "optimizer.beta2", "optimizer.epsilon", "reward.beta_accuracy", "reward.beta_format",
+    "algorithm.reward_kl_estimator", "algorithm.region_rates.outside", "algorithm.region_rates.name",
+    "checkpoint.keep", "packing.mode", "optimizer.beta1", "optimizer.beta2", "optimizer.epsilon", "reward.beta_accuracy",
+    "reward.beta_format",
 )  # fmt: skip
 # What an algorithm is, rather than a number of it.
 _STRUCTURE = (

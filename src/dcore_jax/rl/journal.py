@@ -20,6 +20,7 @@ from dcore_jax.rl.learner import Learner
 from dcore_jax.rl.metrics import (
     StepLog,
     TokenEntropy,
+    answer_rows,
     evaluation_row,
     rollout_metrics,
     rollout_rows,
@@ -53,6 +54,7 @@ class Journal:
         self._metrics = MetricLog(output, config.trackers, start, config_to_dict(config))
         self._rollouts = StepLog(output / "rollouts.jsonl", start)
         self._evaluations = StepLog(output / "evaluation.jsonl", start)
+        self._answers = StepLog(output / "evaluation_answers.jsonl", start)
         self._tokens = TokenEntropy(learner.setup.model_config.vocab_size)
         self.first: float | None = None
         self.last: float | None = None
@@ -119,6 +121,7 @@ class Journal:
     def log_evaluation(self, step: int, answers: Sequence[Any]) -> None:
         row = evaluation_row(step, answers)
         self._evaluations.write([row])
+        self._answers.write(answer_rows(step, answers))
         log(
             f"greedy, after step {step}: reward {row['reward']:.3f}, correct {row['correct']:.1%} of {row['prompts']}"
         )
@@ -128,5 +131,5 @@ class Journal:
         write_text_atomic(path, json.dumps(self._tokens.extremes(self._tokenizer), indent=1) + "\n")
 
     def close(self) -> None:
-        for file in (self._metrics, self._rollouts, self._evaluations):
+        for file in (self._metrics, self._rollouts, self._evaluations, self._answers):
             file.close()

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from dcore_jax.advantages import drop_overlong, region_entropy
 from dcore_jax.algorithms import PolicyBatch, choose_penalised, policy_batch, policy_batch_denominator
 from dcore_jax.engines import Sample
+from dcore_jax.losses import kl_in_reward
 from dcore_jax.mesh import BATCH_AXES, sharding
 from dcore_jax.models import Compute
 from dcore_jax.models.attention import choose_implementation
@@ -180,7 +181,19 @@ class Learner:
             region_entropy=None if start is None else np.array(start, np.float32),
             progress=np.float32(step - 1),
         )
-        scored = Scored(responses, passes, regions, old_logprobs, entropy, jax.device_get(policy))
+        reward_kl = None
+        if algorithm.reward_kl_coefficient and reference is not None:
+            reward_kl = -np.asarray(
+                kl_in_reward(
+                    np.zeros(len(flat), np.float32),
+                    old_logprobs,
+                    reference,
+                    mask,
+                    coefficient=algorithm.reward_kl_coefficient,
+                    estimator=algorithm.reward_kl_estimator,
+                )
+            )
+        scored = Scored(responses, passes, regions, old_logprobs, entropy, jax.device_get(policy), reward_kl)
         return scored, Cursor(rollouts.next_draw, start)
 
     def update(self, state: TrainState, scored: Scored) -> tuple[TrainState, list[Any]]:

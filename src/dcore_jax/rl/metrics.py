@@ -10,11 +10,15 @@ from jaxtyping import Float, Int
 
 from dcore_jax.advantages import region_entropy
 from dcore_jax.atomic import atomic_path
+from dcore_jax.calls import render_calls
+from dcore_jax.data.record import Message
+from dcore_jax.errors import UserError
 from dcore_jax.losses import PolicySums, add_policy_sums, engine_gap, policy_metrics
 from dcore_jax.metrics import read_metrics
 from dcore_jax.regions import Region
 from dcore_jax.rewards import count_reflections
 from dcore_jax.rl.batch import Scored
+from dcore_jax.rl.prompts import Question
 from dcore_jax.rl.rollouts import Rollout, StepRollouts, without_variance
 from dcore_jax.rl.rows import RowCounts, count_rows
 from dcore_jax.rl.step import UpdateMetrics
@@ -62,6 +66,7 @@ def token_metrics(scored: Scored) -> dict[str, Any]:
         "advantage_replaced": _mean(replaced),
         "entropy": _mean(scored.old_entropy[inside]),
         **{f"entropy_{r.name.lower()}": float(means[r]) for r in Region if counts[r]},
+        **({} if scored.reward_kl is None else {"kl_in_reward": _mean(scored.reward_kl)}),
         "engine_gap_mean": float(gap.mean_abs),
         "engine_gap_max": float(gap.largest),
         "engine_gap_ess": float(gap.ess),
@@ -112,6 +117,7 @@ def rollout_rows(
                 "group": number,
                 "origin": rollout.prompt.question.origin,
                 "category": rollout.prompt.question.category,
+                "query": asked(rollout.prompt.question.messages),
                 "prompt": rollout.prompt.text,
                 "response": rollout.text,
                 "reward": rollout.reward.total,
@@ -142,6 +148,42 @@ def evaluation_row(step: int, answers: Sequence[Rollout]) -> dict[str, Any]:
         **_by_category("reward", answers, lambda r: r.reward.total),
         **_by_category("correct", answers, lambda r: float(r.correct)),
     }
+
+
+def answer_rows(step: int, answers: Sequence[Rollout]) -> Iterable[dict[str, Any]]:
+    """One row for each greedy answer to a fixed prompt, for evaluation_answers.jsonl."""
+    for rollout in answers:
+        question = rollout.prompt.question
+        yield {
+            "step": step,
+            "origin": question.origin,
+            "category": question.category,
+            "query": asked(question.messages),
+            "reference": _written(question),
+            "response": rollout.text,
+            "reward": rollout.reward.total,
+            "correct": rollout.correct,
+        }
+
+
+def asked(messages: Sequence[Message]) -> str:
+    """What a prompt asks: its last message of a user, and what came after it with the name of its role."""
+    last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=0)
+    texts = [
+        (message["role"], str(message.get("content") or message.get("tool_calls") or ""))
+        for message in messages[last:]
+    ]
+    return "\n".join([texts[0][1], *(f"{role}: {text}" for role, text in texts[1:])]) if texts else ""
+
+
+def _written(question: Question) -> str:
+    """The reference calls in the question's notation; as JSON where it cannot write them."""
+    try:
+        return render_calls(question.reference, question.call_format) if question.reference else ""
+    except UserError:
+        return json.dumps(
+            [{"name": call.name, "arguments": dict(call.arguments)} for call in question.reference]
+        )
 
 
 class StepLog:
@@ -175,7 +217,7 @@ class TokenEntropy:
         self._total += np.bincount(ids, entropy, minlength=len(self._total))
         self._count += np.bincount(ids, minlength=len(self._count))
 
-    def extremes(self, tokenizer: Any, *, count: int = 15, seen: int = 10) -> dict[str, list[dict[str, Any]]]:
+    def extremes(self, tokenizer: Any, *, count: int = 25, seen: int = 10) -> dict[str, list[dict[str, Any]]]:
         """The `count` tokens of highest and of lowest mean entropy among those sampled at least `seen` times."""
         often = np.flatnonzero(self._count >= min(seen, max(int(self._count.max()), 1)))
         mean = self._total[often] / self._count[often]

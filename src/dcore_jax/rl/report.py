@@ -35,6 +35,7 @@ def summary(result: RLResult) -> str:
             f"{sum(row['seconds'] for row in rows):,.0f} s in steps: {', '.join(map(share, ('rollout', 'logprobs', 'update')))}",
         ),
         ("checkpoint", str(result.output / "checkpoints" / str(result.step))),
+        ("report", str(result.output / "report.html")),
         ("pictures", ", ".join(sorted(path.name for path in result.output.glob("*.png")))),
     ]
     evaluations = result.output / "evaluation.jsonl"

@@ -93,7 +93,7 @@ class Sampler:
         """The most probable answer to each prompt, scored."""
         sampling = SamplingParams(max_tokens=self._config.rollout.max_response, temperature=0.0)
         samples = engine.generate([Request(p.ids, sampling, i) for i, p in enumerate(prompts)])
-        return [self._scored(p, s, 0.0, 0) for p, s in zip(prompts, samples)]
+        return [self._scored(p, s, 0.0, 0, sampled=False) for p, s in zip(prompts, samples)]
 
     def _groups(self, engine: Engine, step: int, draws: range) -> list[tuple[Rollout, ...]]:
         settings, size = self._config.rollout, self._config.rollout.group
@@ -117,7 +117,9 @@ class Sampler:
         ]
         return [tuple(scored[i : i + size]) for i in range(0, len(scored), size)]
 
-    def _scored(self, prompt: Prompt, sample: Sample, penalty: float, done: int) -> Rollout:
+    def _scored(
+        self, prompt: Prompt, sample: Sample, penalty: float, done: int, sampled: bool = True
+    ) -> Rollout:
         question = prompt.question
         scored = RewardInput(
             response=prompt.opening + response_text(self._tokenizer, sample),
@@ -131,6 +133,7 @@ class Sampler:
             progress=min(1.0, done / self._total),
             step=done,
             tokens=len(sample.ids),
+            surprisal=-float(np.mean(sample.logprobs)) if sampled and sample.ids else None,
             truncated=sample.finish_reason == "length",
         )
         return Rollout(prompt, sample, scored, self._reward(scored), penalty)

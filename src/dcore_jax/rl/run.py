@@ -4,7 +4,9 @@
          checkpoints/        parameters, optimizer, cursor  rollouts.jsonl     one object a response
          data.json           what was read and left out     evaluation.jsonl   greedy answers to fixed prompts
          rewards.json        weights, hashes of reward files
+         report.html         the run for reading            evaluation_answers.jsonl  those answers, one object each
          *.png               the pictures                   token_entropy.json the most and least certain tokens
+         start.json          rewards before the first update
 """
 
 from collections.abc import Sequence
@@ -35,10 +37,12 @@ from dcore_jax.rewards import RewardMix
 from dcore_jax.rl.config import RLConfig
 from dcore_jax.rl.journal import Clock, Journal
 from dcore_jax.rl.learner import Cursor, Learner
+from dcore_jax.rl.page import write_page
 from dcore_jax.rl.prompts import Prompt
 from dcore_jax.rl.rewards import check_same_rewards, record_rewards, rewards_of
 from dcore_jax.rl.rollouts import Sampler, StepRollouts
 from dcore_jax.rl.sources import evaluation_prompts, prompts_fingerprint, training_prompts
+from dcore_jax.rl.start import write_start
 from dcore_jax.sft.base import base_model
 from dcore_jax.training import TrainState
 from dcore_jax.training.preemption import preemption_signal
@@ -270,7 +274,9 @@ def _loop(run: _Run, engine: Engine, journal: Journal) -> RLResult:
         bar.close()
     if step > start:
         journal.write_token_entropy(output / "token_entropy.json")
+        write_start(output)
         plot_run(output)
+        write_page(output, device_line(run.learner.setup.mesh))
     preempted = stopped and step < total
     if preempted:
         log(f"{stop_requested.name}: saved step {saved} of {total}; start the same line again to go on")

@@ -6,11 +6,12 @@ from dcore_jax.lazy import keep_old_module, lazy_names
 
 if TYPE_CHECKING:
     from dcore_jax.sft.base import base_model
-    from dcore_jax.sft.config import PackingConfig, SFTConfig
+    from dcore_jax.sft.config import LossConfig, PackingConfig, SFTConfig
     from dcore_jax.sft.report import summary
     from dcore_jax.sft.run import SFTResult, train
 
 __all__ = [
+    "LossConfig",
     "PackingConfig",
     "SFTConfig",
     "SFTResult",
@@ -21,6 +22,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
+        "LossConfig": "config",
         "PackingConfig": "config",
         "SFTConfig": "config",
         "SFTResult": "run",

@@ -1,13 +1,15 @@
 """Everything that decides an SFT run. The defaults are the paper's for Qwen3-8B (D-CORE, appendix A.6.1)."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+import math
+from dataclasses import asdict, dataclass, field
+from typing import ClassVar, Literal
 
 from dcore_jax.config import MAY_CHANGE
 from dcore_jax.data.chat_template import parse_options
 from dcore_jax.errors import UserError
 from dcore_jax.metrics import Tracker
 from dcore_jax.nano.config import NanoConfig
+from dcore_jax.regions.region import RegionValues
 from dcore_jax.training import CheckpointConfig, ComputeConfig, OptimizerConfig
 
 
@@ -25,9 +27,55 @@ class PackingConfig:
     """Rows that are open at the same time while packing."""
 
 
+# ResT's release weighs all from <tool_call> to </tool_call> twice (its loss_scale `hermes`).
+_CALLS_TWICE = RegionValues(outside=1.0, format=2.0, name=2.0, parameters=2.0, thinking=1.0)
+LossName = Literal["sft", "tsft", "rsft"]
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """How much each learned token counts (docs/sft.md)."""
+
+    name: LossName = "sft"
+    """sft: all alike; tsft: by its region, as `weights` say; rsft: by its region's entropy before training, as in ResT Eq. 9."""
+    weights: RegionValues = _CALLS_TWICE
+    """Weight of a token in each region (tsft); 0 leaves a region out. Calls twice, as in the SFT scripts of ResT's release."""
+    entropy_weights: Literal["inverse", "collision"] = "inverse"
+    """Weight of a region with mean entropy H in nats (rsft): 1 / H, or 1 / (1 - exp(-H))."""
+    weight_min: float = 0.001
+    """Lower bound of the regions' weights before they are normalised to mean 1 over a turn (rsft)."""
+    weight_max: float = 8.0
+    """Upper bound of the regions' weights before they are normalised to mean 1 over a turn (rsft)."""
+
+    def __post_init__(self) -> None:
+        for region, value in asdict(self.weights).items():
+            if not 0 <= value < math.inf:
+                raise UserError(f"loss.weights.{region}={value} must be a number of at least 0")
+        if not 0 < self.weight_min <= self.weight_max < math.inf:
+            raise UserError(
+                f"loss.weight_min={self.weight_min} must be above 0 and at most loss.weight_max={self.weight_max}"
+            )
+        for field_name in ("weights", "entropy_weights", "weight_min", "weight_max"):
+            changed = getattr(self, field_name) != getattr(type(self), field_name)
+            if changed and f"loss.{field_name}" in self.unused():
+                raise UserError(
+                    f"loss.{field_name} changes nothing in {self.name}: {self.unused()[f'loss.{field_name}']}"
+                )
+
+    def unused(self) -> dict[str, str]:
+        """Dotted names of the fields that change nothing, each with the loss that it is for."""
+        fields = {"weights": "tsft", "entropy_weights": "rsft", "weight_min": "rsft", "weight_max": "rsft"}
+        return {
+            f"loss.{name}": f"it is for --loss {loss}" for name, loss in fields.items() if loss != self.name
+        }
+
+
 @dataclass(frozen=True)
 class SFTConfig:
     """Packed supervised fine-tuning."""
+
+    # Options that decide which others there are.
+    DECIDING: ClassVar = ("loss.name",)
 
     model: str = ""
     """Hugging Face folder or hub id; `nano`: the embedded small Qwen3, random weights."""
@@ -59,6 +107,7 @@ class SFTConfig:
     """Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio."""
     peak_tflops: float | None = field(default=None, metadata=MAY_CHANGE)
     """Peak TFLOP/s of one device, for MFU; None: looked up by its name."""
+    loss: LossConfig = field(default_factory=LossConfig)
     packing: PackingConfig = field(default_factory=PackingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
@@ -77,8 +126,16 @@ class SFTConfig:
                 raise UserError(f"{name}={value} must be at least 1")
         if self.seed < 0:
             raise UserError(f"seed={self.seed} must be at least 0")
+        if self.loss.name != "sft" and self.loss_mask == "release":
+            raise UserError(
+                f"loss {self.loss.name} finds its regions in assistant turns alone; set loss_mask last_turn"
+            )
         parse_options(self.chat_template_kwargs)
         if self.chat_template_kwargs and self.loss_mask == "release":
             raise UserError(
                 "chat_template_kwargs change nothing under loss_mask=release, which builds ChatML by hand; leave them out"
             )
+
+    def unused_options(self) -> dict[str, str]:
+        """Dotted fields that change nothing under this config, each with the reason."""
+        return self.loss.unused()

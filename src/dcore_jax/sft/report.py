@@ -28,6 +28,7 @@ def summary(result: SFTResult) -> str:
         ("host memory", f"{peak_host_memory() / 1e9:.2f} GB peak"),
         ("checkpoint", str(result.output / "checkpoints" / str(result.step))),
         ("curve", str(result.output / "loss.png")),
+        ("report", str(result.output / "report.html")),
         ("export", f"dcore export --run {result.output} --output hf/"),
     ]
     if any("mfu" in row for row in rows):

@@ -2,7 +2,8 @@
 
 <output>/config.yaml       the effective config           metrics.jsonl   one object a step
          checkpoints/      parameters, optimizer, data    data.json       what was read, what was left out
-         loss.png          the curve                      embedded/       the nano model and data, where asked for
+         report.html       the run for reading            embedded/       the nano model and data, where asked for
+         loss.png          the curve
 """
 
 from collections.abc import Iterator
@@ -35,7 +36,9 @@ from dcore_jax.sft.inputs import (
     resumed_stream,
     store_fingerprint,
 )
+from dcore_jax.sft.page import write_page
 from dcore_jax.sft.step import Batch, make_train_step
+from dcore_jax.sft.token_weights import Weighting
 from dcore_jax.sft.watch import Watch
 from dcore_jax.training import TrainSetup, TrainState
 from dcore_jax.training.compilation import Program
@@ -82,6 +85,7 @@ class _Run:
     total: int  # the step at which the run ends
     state: TrainState
     batches: Any  # an iterator with get_state, of grain
+    weighting: Weighting | None  # of the tokens by region, where the loss weighs them
 
     @property
     def done(self) -> bool:
@@ -139,10 +143,18 @@ def _start_or_resume(config: SFTConfig, folder: Path, mesh: Mesh, store: SampleS
     setup = TrainSetup(
         folder, mesh, compute=config.compute, optimizer=config.optimizer, updates=total, seed=config.seed
     )
-    batches = iter(stream.batches(config, store))
+    weighting = None
     if step is None or saved is None:
-        state = setup.initial_state(setup.load_params(progress=jax.process_index() == 0))
-    else:
+        params = setup.load_params(progress=jax.process_index() == 0)
+        if config.loss.name != "sft":
+            weighting = Weighting.of_run(config, setup, params, store, stream)
+        state = setup.initial_state(params)
+    elif config.loss.name != "sft":
+        weighting = Weighting.resumed(config, setup, saved["weighting"], store)
+    if weighting is not None:
+        store = weighting.store
+    batches = iter(stream.batches(config, store))
+    if step is not None and saved is not None:
         trees, _ = checkpoints.restore(step, state_to_trees(setup.abstract_state))
         state = state_from_trees(trees)
         if same:
@@ -152,7 +164,9 @@ def _start_or_resume(config: SFTConfig, folder: Path, mesh: Mesh, store: SampleS
             log(f"steps: {saved['total']} -> {total}; the learning rate schedule now spans all {total}")
     step_function = make_train_step(setup.graph, setup.optimizer, ema_decay=setup.ema_decay)
     train_step = setup.compile_step(step_function, "the training step")
-    return _Run(config, output, setup, train_step, checkpoints, stream, data, total, state, batches)
+    return _Run(
+        config, output, setup, train_step, checkpoints, stream, data, total, state, batches, weighting
+    )
 
 
 def _header(run: _Run) -> str:
@@ -160,7 +174,8 @@ def _header(run: _Run) -> str:
     what = f"{model.model_type} with {model.num_parameters:,} parameters, {config.compute.dtype} on {device_line(run.setup.mesh)}"
     batch = f"{config.rows} rows of {config.packing.length:,} tokens a step, {config.loss_mask} mask"
     left = max(run.total - step, 0)
-    return f"model     {what}\nbatch     {batch}\nsteps     {left:,} to go of {run.total:,}, into {config.output}"
+    loss = f"\nloss      {run.weighting}" if run.weighting else ""
+    return f"model     {what}\nbatch     {batch}{loss}\nsteps     {left:,} to go of {run.total:,}, into {config.output}"
 
 
 def _loop(run: _Run, began: datetime) -> SFTResult:
@@ -204,6 +219,7 @@ def _loop(run: _Run, began: datetime) -> SFTResult:
             metrics_log.close()
     if main and step > start:
         plot_loss(output / "metrics.jsonl", output / "loss.png")
+        write_page(output, device_line(run.setup.mesh))
     preempted = stopped and step < total
     if preempted:
         log(f"{stop_requested.name}: saved step {saved} of {total}; start the same line again to go on")
@@ -230,5 +246,6 @@ def _save(run: _Run, step: int) -> None:
         "stream": run.stream.to_json(),
         "finished": step >= run.total,
         "total": run.total,
+        **({"weighting": run.weighting.to_json()} if run.weighting else {}),
     }
     run.checkpoints.save(step, state_to_trees(run.state), {**place, **run.data})

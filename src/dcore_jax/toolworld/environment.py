@@ -4,15 +4,14 @@ An environment never raises for what a model does: an unknown tool, a bad argume
 observation with an error, and observations are limited in size.
 """
 
-import copy
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
-from dcore_jax.calls import Call, calls_equal
-from dcore_jax.toolworld.family import ToolFamily, get_family
+from dcore_jax.calls import JSON, Call, calls_equal
+from dcore_jax.toolworld.family import get_family
 from dcore_jax.toolworld.task import Task, output_text
-from dcore_jax.toolworld.tool import ToolError, run_tool
+from dcore_jax.toolworld.tool import Tool, ToolError, copy_state, run_tool
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Environment(Protocol):
 
 
 class ToolWorld:
-    """The tools of a task's family, run in this process on a copy of its state.
+    """The tools that a task offers, run in this process on a copy of its state; those of other families only say so.
 
     `done` when each reference call has been made (in any order, other calls in between do not matter) or
     `max_calls` calls were made; a call after the last allowed one is an error. An irrelevant task has no
@@ -57,22 +56,27 @@ class ToolWorld:
 
     def __init__(self, *, max_calls: int = 16, max_chars: int = 4096):
         self.max_calls, self.max_chars = max_calls, max_chars
-        self._family: ToolFamily | None = None
+        self._tools: dict[str, Tool | None] | None = (
+            None  # by name as offered; None: a tool of another family
+        )
         self._remaining: list[Call] = []
         self._observations: list[Observation] = []
 
     def reset(self, task: Task) -> None:
         """Starts the task. Raises UserError when its family is not registered."""
-        self._family = get_family(task.family)
-        self._state = copy.deepcopy(task.initial_state)
+        family = get_family(task.family)
+        own = {name: tool for tool in family.tools for name in (tool.name, tool.synonym) if name}
+        offered = [str(tool["function"]["name"]) for tool in task.tools]
+        self._tools = {name: replace(own[name], name=name) if name in own else None for name in offered}
+        self._state = copy_state(task.initial_state)
         self._remaining = list(task.reference)
         self._observations = []
 
     def call(self, call: Call) -> Observation:
         """Runs one call; a failed one leaves the state as it was. Raises RuntimeError before the first reset."""
-        if self._family is None:
+        if self._tools is None:
             raise RuntimeError("ToolWorld.reset(task) comes before the first call")
-        observation = self._run(self._family, call)
+        observation = self._run(self._tools, call)
         self._observations.append(observation)
         if observation.error is None:
             match = next((i for i, left in enumerate(self._remaining) if calls_equal([call], [left])), None)
@@ -85,6 +89,11 @@ class ToolWorld:
         return tuple(self._observations)
 
     @property
+    def state(self) -> JSON:
+        """The state after the calls so far; a copy."""
+        return copy_state(self._state)
+
+    @property
     def solved(self) -> bool:
         """Whether each reference call has been made."""
         return not self._remaining
@@ -94,16 +103,18 @@ class ToolWorld:
         """Whether the task is solved or no call is left."""
         return self.solved or len(self._observations) >= self.max_calls
 
-    def _run(self, family: ToolFamily, call: Call) -> Observation:
+    def _run(self, tools: dict[str, Tool | None], call: Call) -> Observation:
         if len(self._observations) >= self.max_calls:
             return error_observation(f"no calls left after {self.max_calls}")
-        tool = family.tool(call.name)
-        if tool is None:
+        if call.name not in tools:
             return error_observation(f"no tool {str(call.name)[:40]!r}")
+        tool = tools[call.name]
+        if tool is None:
+            return error_observation(f"{call.name} finds nothing here")
         try:
             if len(json.dumps(dict(call.arguments))) > self.max_chars:
                 return error_observation(f"arguments of over {self.max_chars} characters")
-            state = copy.deepcopy(self._state)
+            state = copy_state(self._state)
             content = output_text(run_tool(tool, state, call.arguments))
         except ToolError as error:
             return error_observation(str(error)[:200])

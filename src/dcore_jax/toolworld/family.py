@@ -1,7 +1,8 @@
 """Tool families: what a family declares, and the registry of families.
 
 A family is data: its tools, the requests that they serve (plans of one to four calls), the requests that they do not
-serve, and functions that draw values and states. A new family is one file in `families/` and one line in its `__init__`.
+serve, rules that may forbid one of them, and functions that draw values and states. A new family is one file in
+`families/` and one line in its `__init__`.
 """
 
 import string
@@ -39,12 +40,18 @@ class Step:
     wording: str
 
 
+def step(tool: str, wording: str, **arguments: "str | Output") -> Step:
+    """A Step, with its arguments by name: `step("read_file", "read file {file}", file="file")`."""
+    return Step(tool, arguments, wording)
+
+
 @dataclass(frozen=True)
 class Plan:
     """One request and the calls that serve it; without steps a request that no tool of the family serves.
 
     `requests` are one to three wordings of the same request, with slots in braces; slots of one type differ by a digit
-    (`{folder}`, `{folder2}`). `report` is the closing answer, with `{1[text]}` for an output.
+    (`{folder}`, `{folder2}`). The third wording is held out: only the split `wordings` uses it. `report` is the closing
+    answer, with `{1[text]}` for an output.
     """
 
     requests: tuple[str, ...]
@@ -55,6 +62,19 @@ class Plan:
     def __post_init__(self) -> None:
         names = (name for _, name, _, _ in string.Formatter().parse(self.requests[0]) if name)
         object.__setattr__(self, "slots", tuple(dict.fromkeys(names)))
+
+    def wordings(self, *, held_out: bool = False) -> tuple[str, ...]:
+        """The wordings that training sees, or the held-out one; empty where the plan has none held out."""
+        return self.requests[SEEN_WORDINGS:] if held_out else self.requests[:SEEN_WORDINGS]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A rule that forbids a tool for one value: the `{slot}` of its wording, `never move file {file}`."""
+
+    tool: str
+    slot: str  # also the name of the tool's argument
+    wording: str
 
 
 @dataclass(frozen=True)
@@ -71,12 +91,15 @@ class ToolFamily:
     foreign: tuple[Plan, ...]
     values: Mapping[str, Draw]
     initial_state: Callable[[Random, Mapping[str, Sequence[JSON]]], JSON]
+    policies: tuple[Policy, ...] = ()
+    held_out: bool = False  # only the split `families` draws from it
 
     def tool(self, name: str) -> Tool | None:
         """The tool of that name, or None."""
         return next((tool for tool in self.tools if tool.name == name), None)
 
 
+SEEN_WORDINGS = 2  # of a plan's wordings; further ones are held out
 _MAX_MISSES = 10_000  # a draw without any new value left must raise and not loop forever
 
 _FAMILIES: dict[str, ToolFamily] = {}
@@ -97,9 +120,9 @@ def register(family: ToolFamily) -> ToolFamily:
     return family
 
 
-def family_names() -> tuple[str, ...]:
-    """The registered families, in order of registration."""
-    return tuple(_FAMILIES)
+def family_names(*, held_out: bool = False) -> tuple[str, ...]:
+    """The registered families that training draws from, or those held out, in order of registration."""
+    return tuple(name for name, family in _FAMILIES.items() if family.held_out == held_out)
 
 
 def get_family(name: str) -> ToolFamily:
@@ -114,16 +137,31 @@ def pick(rng: Random, items: Sequence[Any]) -> Any:
     return items[int(rng.random() * len(items))]
 
 
+class Stream(Random):
+    """A stream of random numbers, and which values are drawn with it: those of training, or the reserved ones."""
+
+    reserved = False
+
+
 VALUE_LETTERS = "abcdefghijklmnopqrstuvwx"
+_RESERVED = 3  # digits of each letter that training never draws: 72 of the 240 values
+
+
+def is_reserved(value: str) -> bool:
+    """Whether only the split `values` draws this value: `a0`, `a3`, `a6`, `b0`, `b3`, `b7`, ..."""
+    return (int(value[1]) * 7 + VALUE_LETTERS.index(value[0])) % 10 < _RESERVED
 
 
 def ids(letters: str) -> Draw:
     """Draws values such as `k4`: one of the letters (of VALUE_LETTERS) and a digit; one token of the nano model."""
     if not set(letters) <= set(VALUE_LETTERS):
         raise ValueError(f"ids({letters!r}): the nano tokenizer knows values that begin with {VALUE_LETTERS}")
+    values = [f"{letter}{digit}" for letter in letters for digit in string.digits]
+    reserved = [value for value in values if is_reserved(value)]
+    seen = [value for value in values if not is_reserved(value)]
 
     def draw(rng: Random) -> str:
-        return f"{pick(rng, letters)}{pick(rng, string.digits)}"
+        return pick(rng, reserved if isinstance(rng, Stream) and rng.reserved else seen)
 
     return draw
 

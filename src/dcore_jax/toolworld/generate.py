@@ -1,38 +1,47 @@
-"""The task generator: tasks from a seed, with train and test splits that share no item.
+"""The task generator: tasks from a seed, with splits that share no item.
 
 Item `index` of (seed, split) is drawn from a random stream of its own, so it does not depend on which other items are
-generated. A hash of an item's requests, in their first wording, sorted and without the state, decides its split.
+generated. A hash of an item's requests, in their first wording, sorted and without the state, decides whether it is
+training or test data. The splits `names` and `wordings` show test items under other tool names or in wordings that training
+never sees; `families` and `values` hold what training never draws.
 """
 
-import copy
-import hashlib
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from random import Random
-from typing import Any
 
-from dcore_jax.calls import JSON, Call
 from dcore_jax.errors import UserError, check_choice
-from dcore_jax.toolworld.family import Output, Plan, ToolFamily, draw_distinct, family_names, get_family, pick
-from dcore_jax.toolworld.task import KINDS, MAX_SUBTASKS, REFUSAL, SPLITS, Task, output_text
-from dcore_jax.toolworld.tool import run_tool
+from dcore_jax.toolworld.build import build_task
+from dcore_jax.toolworld.family import Stream, ToolFamily, family_names, get_family, is_reserved, pick
+from dcore_jax.toolworld.requests import Drawing, Drawn, side_of
+from dcore_jax.toolworld.task import (
+    DEFAULT_KINDS,
+    KINDS,
+    MAX_DIFFICULTY,
+    MAX_SUBTASKS,
+    SPLITS,
+    Task,
+)
+from dcore_jax.toolworld.task import difficulty as difficulty_of
 
-_TEST_SHARE = 5  # one request in five belongs to the test split
+MAX_DISTRACTORS = 20
+MAX_HISTORY = 3
 _ATTEMPTS = 1000  # every fifth draw is of the test split: 1000 misses in a row are a bug
+_SIDES = {
+    "train": "train",
+    "values": None,
+}  # of a split's items, by content; the other splits hold test items
 
 
 @dataclass(frozen=True)
-class _Request:
-    """A plan with values for its slots."""
+class _Choice:
+    """What `generate_tasks` draws from."""
 
-    plan: Plan
-    values: dict[str, JSON]
-
-    @property
-    def content(self) -> str:
-        """The request in its first wording: the same for every wording of the same request."""
-        return self.plan.requests[0].format(**self.values)
+    split: str
+    sizes: list[tuple[str, list[int]]]  # each possible kind with its possible numbers of calls
+    families: list[ToolFamily]
+    distractors: int
+    history: int
+    policy: bool
 
 
 def generate_tasks(
@@ -44,155 +53,145 @@ def generate_tasks(
     subtasks: tuple[int, int] = (1, MAX_SUBTASKS),
     families: Sequence[str] | None = None,
     start: int = 0,
+    distractors: int = 0,
+    difficulty: tuple[int, int] = (1, MAX_DIFFICULTY),
+    history: int = 0,
+    policy: bool = False,
 ) -> list[Task]:
     """Tasks `start` to `start + count - 1` of (seed, split).
 
     Items are drawn with replacement: a long list of single tasks may hold the same one twice (same `id`).
 
     Args:
-      kinds: drawn with equal probability; None: all that fit `subtasks`.
+      split: `train` and `test` differ by content. Held out beside them: `families` (the held-out ones), `names` (tools under
+        their synonyms), `wordings` (the third ones), `values` (those reserved).
+      kinds: drawn with equal probability; None: of DEFAULT_KINDS all that fit `subtasks` and `difficulty`.
       subtasks: fewest and most calls, both included; single tasks have one, sequential and parallel ones two or
-        more, and irrelevant ones none, whatever this range is.
-      families: drawn with equal probability; None: all registered ones.
+        more, mixed ones three or more, and irrelevant and missing ones none, whatever this range is.
+      families: drawn with equal probability; None: all registered ones of the split's side.
       start: index of the first task: a stream can be generated in pieces, in any order.
+      distractors: tools of other families beside the family's own.
+      difficulty: lowest and highest, both included; see `task.difficulty`.
+      history: earlier requests, each with its call and report.
+      policy: put each task under a rule; half of the irrelevant ones are what it forbids.
 
     Raises:
-      UserError: an unknown split, kind or family, or a kind that does not fit the range of subtasks.
+      UserError: an unknown split, kind or family, a kind that does not fit the range of subtasks or the difficulty, a family
+        that the split does not draw from.
     """
     if count < 0 or start < 0:
         raise UserError(f"count={count} and start={start} must not be negative")
     check_choice("split", split, SPLITS)
-    sizes = _kind_sizes(kinds, subtasks)
-    chosen = [get_family(name) for name in (family_names() if families is None else families)]
+    for name, value, highest in (
+        ("distractors", distractors, MAX_DISTRACTORS),
+        ("history", history, MAX_HISTORY),
+    ):
+        if not 0 <= value <= highest:
+            raise UserError(f"{name}={value} must be within 0 to {highest}")
+    chosen = _families(split, families, policy)
+    sizes = _kind_sizes(kinds, subtasks, difficulty, (distractors, history, policy))
+    choice = _Choice(split, sizes, chosen, distractors, history, policy)
+    return [_generate(seed, index, choice) for index in range(start, start + count)]
+
+
+def _families(split: str, names: Sequence[str] | None, policy: bool) -> list[ToolFamily]:
+    held_out = split == "families"
+    side = family_names(held_out=held_out)
+    chosen = [get_family(name) for name in (side if names is None else names)]
     if not chosen:
         raise UserError("families is empty; leave it out for all of them")
-    return [_generate(seed, split, index, sizes, chosen) for index in range(start, start + count)]
+    for family in chosen:
+        if family.name not in side:
+            raise UserError(
+                f"split {split!r} does not draw from family {family.name!r}; choose among {', '.join(side)}"
+            )
+        if split == "wordings" and not {1, 2, 3} <= {
+            len(p.steps) for p in family.plans if p.wordings(held_out=True)
+        }:
+            raise UserError(f"family {family.name!r} has no third wordings, which split 'wordings' needs")
+        if split == "names" and not all(tool.synonym for tool in family.tools):
+            raise UserError(f"family {family.name!r} has tools without a synonym, which split 'names' needs")
+        if policy and not family.policies:
+            raise UserError(f"family {family.name!r} has no policies, which policy needs")
+    return chosen
 
 
-def task_split(task_contents: Iterable[str]) -> str:
-    """The split of an item, from its requests in their first wording; their order does not matter."""
-    digest = hashlib.sha256("\n".join(sorted(task_contents)).encode()).digest()
-    return "test" if int.from_bytes(digest[:8], "big") % _TEST_SHARE == 0 else "train"
-
-
-def _kind_sizes(kinds: Sequence[str] | None, subtasks: tuple[int, int]) -> list[tuple[str, range]]:
+def _kind_sizes(
+    kinds: Sequence[str] | None,
+    subtasks: tuple[int, int],
+    levels: tuple[int, int],
+    extras: tuple[int, int, bool],
+) -> list[tuple[str, list[int]]]:
     """Each possible kind with the numbers of subtasks that it can have, in the order of KINDS."""
     low, high = subtasks
     if not 1 <= low <= high <= MAX_SUBTASKS:
         raise UserError(f"subtasks={subtasks} must be a range within 1 to {MAX_SUBTASKS}")
+    if not 1 <= levels[0] <= levels[1] <= MAX_DIFFICULTY:
+        raise UserError(f"difficulty={levels} must be a range within 1 to {MAX_DIFFICULTY}")
+    several = range(max(low, 2), high + 1)
+    possible = {
+        "single": range(1, 2) if low == 1 else range(0),
+        "sequential": several,
+        "parallel": several,
+        "irrelevant": range(1),
+        "missing": range(1),
+        "mixed": range(max(low, 3), high + 1),
+    }
+    distractors, history, policy = extras
+    levelled = {
+        kind: [
+            n
+            for n in possible[kind]
+            if levels[0]
+            <= difficulty_of(kind, n, distractors=distractors, history=history, policy=policy)
+            <= levels[1]
+        ]
+        for kind in KINDS
+    }
     for kind in kinds or ():
         if kind not in KINDS:
             raise UserError(f"kind {kind!r} is unknown; the kinds are {', '.join(KINDS)}")
-    many = range(max(low, 2), high + 1)
-    possible = {
-        "single": range(low, min(high, 1) + 1),
-        "sequential": many,
-        "parallel": many,
-        "irrelevant": range(1),
-    }
-    for kind in kinds or ():
         if not possible[kind]:
             raise UserError(
-                f"kind {kind!r} does not fit subtasks={subtasks}; single has 1, the others 2 or more"
+                f"kind {kind!r} does not fit subtasks={subtasks}; single has 1, mixed 3 or more, the others 2 or more"
             )
-    sizes = [(kind, possible[kind]) for kind in KINDS if possible[kind] and (kinds is None or kind in kinds)]
+        if not levelled[kind]:
+            raise UserError(f"kind {kind!r} with subtasks={subtasks} is never of difficulty={levels}")
+    wanted = DEFAULT_KINDS if kinds is None else kinds
+    sizes = [(kind, levelled[kind]) for kind in KINDS if kind in wanted and levelled[kind]]
     if not sizes:
-        raise UserError("kinds is empty; leave it out for all of them")
+        raise UserError(
+            f"no kind with subtasks={subtasks} is of difficulty={levels}"
+            if kinds is None
+            else "kinds is empty; leave it out for all of them"
+        )
     return sizes
 
 
-def _generate(
-    seed: int, split: str, index: int, sizes: list[tuple[str, range]], families: list[ToolFamily]
-) -> Task:
+def _belongs(drawn: Drawn, side: str | None) -> bool:
+    """Whether the requests are of that side of train and test; without one, whether they name a reserved value."""
+    if side is not None:
+        return side_of(request.content for request in drawn.requests) == side
+    values = (value for request in drawn.requests for value in request.values.values())
+    return any(isinstance(value, str) and is_reserved(value) for value in values)
+
+
+def _generate(seed: int, index: int, choice: _Choice) -> Task:
+    side = _SIDES.get(choice.split, "test")
     for attempt in range(_ATTEMPTS):
-        rng = Random(f"toolworld {seed} {split} {index} {attempt}")
-        family = pick(rng, families)
-        kind, numbers = pick(rng, sizes)
-        requests = _draw_requests(rng, family, _draw_plans(rng, family, kind, pick(rng, numbers)))
-        if task_split(request.content for request in requests) == split:
-            return _build(rng, family, kind, requests)
-    raise RuntimeError(f"no {split} item found for seed {seed}, index {index}")
-
-
-def _draw_plans(rng: Random, family: ToolFamily, kind: str, number: int) -> list[Plan]:
-    if kind == "irrelevant":
-        return [pick(rng, family.foreign)]
-    lengths = [1] * number
-    if kind == "sequential":
-        lengths = pick(rng, _chains(number, {len(plan.steps) for plan in family.plans} - {1}))
-    return [pick(rng, [plan for plan in family.plans if len(plan.steps) == length]) for length in lengths]
-
-
-def _chains(number: int, lengths: set[int]) -> list[list[int]]:
-    """All ordered sums of these chain lengths that make `number` calls: 5 is 2 + 3 or 3 + 2."""
-    if number == 0:
-        return [[]]
-    return [[n, *rest] for n in sorted(lengths) if n <= number for rest in _chains(number - n, lengths)]
-
-
-def _slot_type(slot: str) -> str:
-    return slot.rstrip("0123456789")
-
-
-def _draw_requests(rng: Random, family: ToolFamily, plans: list[Plan]) -> list[_Request]:
-    # No two slots of a type share a value, so that requests do not affect one another.
-    taken: dict[str, list[JSON]] = {}
-    requests = []
-    for plan in plans:
-        values = {}
-        for slot in plan.slots:
-            used = taken.setdefault(_slot_type(slot), [])
-            values[slot] = draw_distinct(rng, family.values[_slot_type(slot)], 1, used)[0]
-            used.append(values[slot])
-        requests.append(_Request(plan, values))
-    return requests
-
-
-def _build(rng: Random, family: ToolFamily, kind: str, requests: list[_Request]) -> Task:
-    wanted: dict[str, list[JSON]] = {}
-    for request in requests:
-        for slot, value in request.values.items():
-            wanted.setdefault(_slot_type(slot), []).append(value)
-    initial_state = family.initial_state(rng, wanted)
-    state = copy.deepcopy(initial_state)
-    calls: list[Call] = []
-    outputs: list[Any] = []
-    subtasks: list[str] = []
-    reports: list[str] = []
-    for request in requests:
-        first = len(calls)
-        numbers = range(first + 1, first + len(request.plan.steps) + 1)
-        for step in request.plan.steps:
-            arguments = {
-                name: outputs[first + source.step][source.key]
-                if isinstance(source, Output)
-                else request.values[source]
-                for name, source in step.arguments.items()
-            }
-            tool = family.tool(step.tool)
-            assert tool is not None, f"family {family.name} has no tool {step.tool}"
-            calls.append(Call(step.tool, arguments))
-            outputs.append(run_tool(tool, state, arguments))
-            subtasks.append(step.wording.format(*numbers, **request.values))
-        reports.append(request.plan.report.format(*outputs[first:], **request.values))
-    query = _join([pick(rng, request.plan.requests).format(**request.values) for request in requests], kind)
-    content = [family.name, query, initial_state, [[call.name, dict(call.arguments)] for call in calls]]
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return Task(
-        id=f"{family.name}-{kind}-{digest[:16]}",
-        family=family.name,
-        kind=kind,
-        tools=tuple(tool.schema() for tool in family.tools),
-        query=query,
-        initial_state=initial_state,
-        subtasks=tuple(subtasks),
-        reference=tuple(calls),
-        responses=tuple(output_text(output) for output in outputs),
-        answer=REFUSAL if kind == "irrelevant" else ". ".join(reports) + ".",
-    )
-
-
-def _join(requests: list[str], kind: str) -> str:
-    if kind == "sequential":
-        return ", then ".join(requests)
-    return " and ".join([", ".join(requests[:-1]), requests[-1]] if len(requests) > 1 else requests)
+        rng = Stream(f"toolworld {seed} {choice.split} {index} {attempt}")
+        rng.reserved = choice.split == "values"
+        family = pick(rng, choice.families)
+        kind, numbers = pick(rng, choice.sizes)
+        others = [other for other in choice.families if other is not family]
+        drawing = Drawing(rng, family, others, held_out_wordings=choice.split == "wordings")
+        drawn = drawing.draw(kind, pick(rng, numbers), policy=choice.policy)
+        if _belongs(drawn, side):
+            return build_task(
+                rng,
+                drawing.with_history(drawn, choice.history, side),
+                distractors=choice.distractors,
+                renamed=choice.split == "names",
+                held_out_wordings=choice.split == "wordings",
+            )
+    raise RuntimeError(f"no {choice.split} item found for seed {seed}, index {index}")

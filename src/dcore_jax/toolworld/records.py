@@ -2,34 +2,34 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dcore_jax.atomic import atomic_path
-from dcore_jax.calls import CallFormat, render_calls
-from dcore_jax.toolworld.task import Task
+from dcore_jax.calls import Call, CallFormat, render_calls
+from dcore_jax.toolworld.task import REFUSAL, Task
 
 
 def to_record(task: Task, *, call_format: CallFormat = "python", thinking: bool = True) -> dict[str, Any]:
     """A chat record `{"messages", "tools", "category", "id"}` of the task solved by its reference.
 
-    Sequential tasks call one tool per turn, the others all tools in one turn; `role: tool` messages hold one response
-    each, and a last assistant turn reports.
+    One assistant message per calling turn (`task.turns`), `role: tool` messages with one response each, and a last assistant
+    turn that reports. Before the query stand the policy and the history, whose assistant turns have weight 0 in the loss.
 
     Args:
       call_format: `python` and `tags` put calls into the content, `qwen` and `json` into OpenAI `tool_calls`, which the
         template writes.
       thinking: begin every assistant turn with `<think>\\n...\\n</think>\\n\\n`.
     """
-    messages: list[dict[str, Any]] = [{"role": "user", "content": task.query}]
-    for turn in _turns(task):
+    messages = opening_messages(task, call_format)
+    for turn in task.turns:
         thought = _calling_thought(task, turn) if thinking else ""
-        messages.append(_calling_message(task, turn, thought, call_format))
+        messages.append(_with_calls([task.reference[i] for i in turn], thought, call_format))
         messages += [
             {"role": "tool", "name": task.reference[i].name, "content": task.responses[i]} for i in turn
         ]
-    thought = "the tools have answered." if task.reference else "no tool serves this request."
+    thought = closing_thought(task)
     report = f"<response>{task.answer}</response>" if call_format == "tags" else task.answer
     messages.append({"role": "assistant", "content": (think(thought) if thinking else "") + report})
     return {"messages": messages, "tools": list(task.tools), "category": task.kind, "id": task.id}
@@ -60,27 +60,45 @@ def write_records(path: str | os.PathLike[str], records: Iterable[dict[str, Any]
     return count
 
 
-def _turns(task: Task) -> list[range]:
-    """The indices in the reference of each calling turn's calls."""
-    if task.kind == "sequential":
-        return [range(i, i + 1) for i in range(len(task.reference))]
-    return [range(len(task.reference))] if task.reference else []
+def opening_messages(task: Task, call_format: CallFormat) -> list[dict[str, Any]]:
+    """The messages before the model's first turn: policy, history and query. Turns of the history are not to be learned."""
+    messages: list[dict[str, Any]] = [{"role": "system", "content": task.policy}] if task.policy else []
+    for message in task.history:
+        if message["role"] == "assistant":
+            calls = [Call(**found["function"]) for found in message.get("tool_calls", ())]
+            text = message["content"]
+            if calls or call_format != "tags":
+                message = _with_calls(calls, text, call_format) | {"weight": 0}
+            else:
+                message = {"role": "assistant", "content": f"<response>{text}</response>", "weight": 0}
+        messages.append(dict(message))
+    return [*messages, {"role": "user", "content": task.query}]
 
 
-def _calling_thought(task: Task, turn: range) -> str:
+def closing_thought(task: Task) -> str:
+    """The thought before the answer."""
+    if task.reference:
+        return "the tools have answered."
+    if task.kind == "missing":
+        return "this request lacks a value."
+    return "no tool serves this request." if task.answer == REFUSAL else "the rule forbids this request."
+
+
+def _calling_thought(task: Task, turn: Sequence[int]) -> str:
     steps = "\n".join(f"step {i + 1}: {task.subtasks[i]}." for i in turn)
     return think(steps + ("\nno step needs another." if task.kind == "parallel" else ""))
 
 
-def _calling_message(task: Task, turn: range, thought: str, call_format: CallFormat) -> dict[str, Any]:
-    calls = [task.reference[i] for i in turn]
+def _with_calls(calls: Sequence[Call], text: str, call_format: CallFormat) -> dict[str, Any]:
+    """An assistant message: the text, then the calls in that format."""
     if call_format in ("python", "tags"):
-        return {"role": "assistant", "content": thought + render_calls(calls, call_format)}
+        written = render_calls(calls, call_format) if calls else ""
+        return {"role": "assistant", "content": text + written}
     tool_calls = [
         {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
         for call in calls
     ]
-    return {"role": "assistant", "content": thought, "tool_calls": tool_calls}
+    return {"role": "assistant", "content": text} | ({"tool_calls": tool_calls} if calls else {})
 
 
 def think(thought: str) -> str:

@@ -10,11 +10,21 @@ from typing import Any
 
 from dcore_jax.errors import UserError
 from dcore_jax.toolworld.generate import generate_tasks
-from dcore_jax.toolworld.task import MAX_SUBTASKS, Task
+from dcore_jax.toolworld.task import MAX_DIFFICULTY, MAX_SUBTASKS, Task
 
 TOOLWORLD = "toolworld"
-OPTIONS = ("seed", "split", "subtasks", "kinds", "families", "start")  # of generate_tasks
-EXTRA_OPTIONS = ("reports", "lazy", "lessons")  # what a caller makes of the tasks; each takes some of them
+OPTIONS = (
+    *("seed", "split", "subtasks", "kinds", "families", "start"),
+    *("distractors", "difficulty", "history", "policy"),
+)  # of generate_tasks
+EXTRA_OPTIONS = (
+    "reports",
+    "lazy",
+    "lessons",
+    "lesson_kinds",
+)  # what a caller makes of the tasks; each takes some of them
+
+LESSON_KINDS = ("sequential", "parallel", "mixed")
 
 
 @dataclass(frozen=True)
@@ -29,16 +39,24 @@ class ToolWorldSpec:
     seed: int = 0
     start: int = 0  # index of the first task
     split: str = "train"
-    kinds: tuple[str, ...] | None = None  # drawn with equal chance; None: all that fit `subtasks`
-    families: tuple[str, ...] | None = None  # drawn with equal chance; None: all
+    kinds: tuple[str, ...] | None = None  # drawn with equal chance; None: of DEFAULT_KINDS all that fit
+    families: tuple[str, ...] | None = None  # drawn with equal chance; None: all of the split's side
     subtasks: tuple[int, int] = (1, MAX_SUBTASKS)  # fewest and most, both included
+    distractors: int = 0  # tools of other families
+    difficulty: tuple[int, int] = (1, MAX_DIFFICULTY)  # lowest and highest, both included
+    history: int = 0  # earlier requests of the conversation
+    policy: bool = False  # each task under a rule
     reports: bool = False  # the turns that report on tool results too
     lazy: float = 0.0  # share of the tasks that are refused, whether or not a tool serves them
     lessons: int = 0  # further tasks, shown as decompositions and subtask by subtask
+    lesson_kinds: tuple[str, ...] = ("sequential", "parallel")  # of those tasks; with several calls
 
     def __post_init__(self) -> None:
         if not 0 <= self.lazy <= 1:
             raise UserError(f"lazy={self.lazy:g} is a share of the tasks, between 0 and 1")
+        for kind in self.lesson_kinds:
+            if kind not in LESSON_KINDS:
+                raise UserError(f"lesson_kinds={kind}: choose among {', '.join(LESSON_KINDS)}")
         self._generate(0)  # checks every option
 
     def tasks(self) -> list[Task]:
@@ -54,6 +72,10 @@ class ToolWorldSpec:
             subtasks=self.subtasks,
             families=self.families,
             start=self.start,
+            distractors=self.distractors,
+            difficulty=self.difficulty,
+            history=self.history,
+            policy=self.policy,
         )
 
 
@@ -68,8 +90,8 @@ def parse_spec(
     """Reads `toolworld:200,seed=1,split=train,subtasks=3-5,kinds=single+irrelevant,families=files,start=0`.
 
     Args:
-      text: `subtasks` is a number or a range, `kinds` and `families` are joined by `+`, `reports` is yes or no, `lazy` a
-        share and `lessons` a whole number.
+      text: `subtasks` and `difficulty` are a number or a range, `kinds` and `families` are joined by `+`, `reports` and `policy`
+        are yes or no, `lazy` is a share, and the others are whole numbers.
       defaults: what holds where the text says nothing, the number of tasks too; without it the text must give that.
       extra: which of EXTRA_OPTIONS the caller takes.
 
@@ -101,17 +123,17 @@ def parse_spec(
 
 def _option(text: str, name: str, value: str) -> Any:
     match name:
-        case "seed" | "start" | "lessons":
+        case "seed" | "start" | "lessons" | "distractors" | "history":
             return _whole_number(text, name, value)
-        case "subtasks":
-            return _range(text, value)
+        case "subtasks" | "difficulty":
+            return _range(text, name, value)
         case "lazy":
             return _share(text, value)
-        case "reports":
+        case "reports" | "policy":
             if value not in ("yes", "no"):
-                raise UserError(f"{text}: reports is yes or no, not {value!r}")
+                raise UserError(f"{text}: {name} is yes or no, not {value!r}")
             return value == "yes"
-        case "kinds" | "families":
+        case "kinds" | "families" | "lesson_kinds":
             return tuple(value.split("+"))
         case _:
             return value
@@ -123,10 +145,10 @@ def _whole_number(text: str, name: str, value: str) -> int:
     return int(value)
 
 
-def _range(text: str, value: str) -> tuple[int, int]:
+def _range(text: str, name: str, value: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d)(?:-(\d))?", value)
     if found is None:
-        raise UserError(f"{text}: subtasks is a number or a range such as 3-{MAX_SUBTASKS}, not {value!r}")
+        raise UserError(f"{text}: {name} is a number or a range such as 3-{MAX_SUBTASKS}, not {value!r}")
     return int(found[1]), int(found[2] or found[1])
 
 

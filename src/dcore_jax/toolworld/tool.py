@@ -1,7 +1,7 @@
 """Tools: a JSON schema for the model, and a Python function over a JSON state."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dcore_jax.calls import JSON
@@ -35,6 +35,11 @@ class Tool:
     description: str
     parameters: Mapping[str, JSON]
     function: Callable[..., JSON]
+    synonym: str = ""  # its name in the split `names`
+
+    def renamed(self) -> "Tool":
+        """The tool under its synonym, if it has one."""
+        return replace(self, name=self.synonym) if self.synonym else self
 
     def schema(self) -> dict[str, Any]:
         """The tool as an entry of an OpenAI `tools` list."""
@@ -57,13 +62,27 @@ def object_schema(**properties: str) -> dict[str, Any]:
     }
 
 
+def copy_state(state: JSON) -> JSON:
+    """A deep copy of a JSON state."""
+    if isinstance(state, dict):
+        return {key: copy_state(value) for key, value in state.items()}
+    return [copy_state(value) for value in state] if isinstance(state, list) else state
+
+
 def run_tool(tool: Tool, state: JSON, arguments: Mapping[str, JSON]) -> JSON:
     """The tool's output for these arguments; the state changes in place.
 
+    A rule in the state (`{"rule": {"tool", "argument", "value", "text"}}`) forbids the tool for that argument's value.
+
     Raises:
-      ToolError: an argument that is missing, unknown or not of the schema's type; what the tool itself raises.
+      ToolError: an argument that is missing, unknown or not of the schema's type; a call that the rule forbids; what the
+        tool itself raises.
     """
-    return tool.function(state, **_checked_arguments(tool, arguments))
+    checked = _checked_arguments(tool, arguments)
+    rule = state.get("rule") if isinstance(state, Mapping) else None
+    if rule and rule["tool"] == tool.name and checked.get(rule["argument"]) == rule["value"]:
+        raise ToolError(f"the rule says {rule['text']}")
+    return tool.function(state, **checked)
 
 
 def _checked_arguments(tool: Tool, arguments: Mapping[str, JSON]) -> dict[str, JSON]:

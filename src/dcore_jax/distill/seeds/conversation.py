@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, Literal
 
 from dcore_jax.calls import Call, calls_equal, parse_calls, render_calls
@@ -109,6 +110,7 @@ def with_id(sample: SeedSample) -> SeedSample:
         [[call.name, dict(call.arguments)] for call in sample.reference],
         list(sample.responses),
         sample.answer,
+        *([list(map(list, sample.turns))] if sample.turns else []),
     ]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode())
     return replace(sample, id=digest.hexdigest()[:32])
@@ -214,10 +216,17 @@ def _make_sample(
                 responses=() if closing else _responses(calling),
                 answer=text,
                 task=conversation.task,
+                turns=_turn_indices(calling) if detected == "mixed" else (),
             )
         )
     except Malformed as reason:
         return reason
+
+
+def _turn_indices(calling: Sequence[Step]) -> tuple[tuple[int, ...], ...]:
+    """The indices of each step's calls among the calls of all."""
+    ends = list(accumulate(len(step.calls) for step in calling))
+    return tuple(tuple(range(end - len(step.calls), end)) for end, step in zip(ends, calling, strict=True))
 
 
 def _responses(calling: Sequence[Step]) -> tuple[str, ...]:

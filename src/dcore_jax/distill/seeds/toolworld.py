@@ -5,6 +5,7 @@ every task with calls as another sample.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from dcore_jax.distill.sample import Kind, SeedSample
 from dcore_jax.distill.seeds.conversation import Conversation, Exchange, Step, samples_of, with_id
@@ -15,6 +16,8 @@ _KINDS: dict[str, Kind] = {
     "sequential": "sequential",
     "parallel": "parallel",
     "irrelevant": "irrelevant",
+    "missing": "missing",
+    "mixed": "mixed",
 }
 
 
@@ -35,31 +38,28 @@ def sample_of(task: Task, number: int = 0) -> SeedSample:
             source=TOOLWORLD,
             origin=f"{TOOLWORLD}:{number}",
             kind=_KINDS[task.kind],
-            policy="",
+            policy=task.policy,
             tools=task.tools,
-            history=(),
+            history=task.history,
             query=task.query,
             reference=task.reference,
             responses=task.responses,
             answer="" if task.reference else task.answer,
             task=task,
+            turns=task.turns if task.kind == "mixed" else (),
         )
     )
 
 
 def report_of(task: Task, number: int = 0) -> SeedSample:
     """The report of a solved task as a seed sample, with the calls and their responses in the history."""
-    turns = (
-        [range(len(task.reference))]
-        if task.kind == "parallel"
-        else [range(i, i + 1) for i in range(len(task.reference))]
-    )
     steps = [
         Step("", tuple(task.reference[i] for i in turn), tuple(task.responses[i] for i in turn))
-        for turn in turns
+        for turn in task.turns
     ]
     exchange = Exchange(task.query, (*steps, Step(task.answer, ())))
     found = samples_of(
-        Conversation(TOOLWORLD, f"{TOOLWORLD}:{number}", "", task.tools, (exchange,), task=task)
+        Conversation(TOOLWORLD, f"{TOOLWORLD}:{number}", task.policy, task.tools, (exchange,), task=task)
     )
-    return next(sample for sample in found if isinstance(sample, SeedSample) and sample.kind == "report")
+    report = next(sample for sample in found if isinstance(sample, SeedSample) and sample.kind == "report")
+    return with_id(replace(report, history=(*task.history, *report.history))) if task.history else report

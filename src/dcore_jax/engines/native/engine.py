@@ -138,6 +138,10 @@ class NativeEngine:
         ready, self._ready = self._ready, []
         return ready + [active.sample(self._version) for active in self._advance()]
 
+    def sampled_so_far(self) -> dict[str | int, tuple[int, ...]]:
+        """By request id, the ids sampled so far of each request that is being decoded."""
+        return {active.request.id: tuple(active.ids) for active in self._slots.active}
+
     def update_weights(self, weights: Decoder | nnx.State, version: int) -> None:
         """See Engine.update_weights.
 

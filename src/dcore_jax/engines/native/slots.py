@@ -58,6 +58,11 @@ class Slots:
         self._stop_ids = np.full((count, _MIN_STOP_COLUMNS), -1, np.int32)
 
     @property
+    def active(self) -> list[ActiveRequest]:
+        """The requests in slots."""
+        return [active for active in self._active if active is not None]
+
+    @property
     def idle(self) -> list[int]:
         return [i for i, active in enumerate(self._active) if active is None]
 

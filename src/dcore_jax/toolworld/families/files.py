@@ -8,14 +8,15 @@ from random import Random
 from typing import Any
 
 from dcore_jax.calls import JSON
+from dcore_jax.toolworld.families.foreign import FOREIGN, FOREIGN_VALUES
 from dcore_jax.toolworld.family import (
     Output,
     Plan,
+    Policy,
     Step,
     ToolFamily,
     draw_distinct,
     ids,
-    integers,
     pick,
     register,
 )
@@ -79,40 +80,60 @@ FAMILY = register(
         name="files",
         tools=(
             Tool(
-                "find_file", "Name the newest file of a folder.", object_schema(folder="string"), _find_file
+                "find_file",
+                "Name the newest file of a folder.",
+                object_schema(folder="string"),
+                _find_file,
+                "latest_doc",
             ),
-            Tool("read_file", "Give the text of a file.", object_schema(file="string"), _read_file),
+            Tool(
+                "read_file", "Give the text of a file.", object_schema(file="string"), _read_file, "show_doc"
+            ),
             Tool(
                 "write_file",
                 "Replace the text of a file.",
                 object_schema(file="string", text="string"),
                 _write_file,
+                "fill_doc",
             ),
             Tool(
                 "move_file",
                 "Put a file into another folder.",
                 object_schema(file="string", folder="string"),
                 _move_file,
+                "transfer_doc",
             ),
         ),
         plans=(
             Plan(
-                ("find the newest file in folder {folder}", "which file is newest in folder {folder}"),
+                (
+                    "find the newest file in folder {folder}",
+                    "which file is newest in folder {folder}",
+                    "name the file that came last to folder {folder}",
+                ),
                 (_FIND,),
                 "the newest file is {0[file]}",
             ),
             Plan(
-                ("read file {file}", "what is in file {file}"),
+                ("read file {file}", "what is in file {file}", "tell me the text of file {file}"),
                 (Step("read_file", {"file": "file"}, "read file {file}"),),
                 "the text is {0[text]}",
             ),
             Plan(
-                ("write {text} to file {file}", "set the text of file {file} to {text}"),
+                (
+                    "write {text} to file {file}",
+                    "set the text of file {file} to {text}",
+                    "file {file} should have the text {text}",
+                ),
                 (Step("write_file", {"file": "file", "text": "text"}, "write {text} to file {file}"),),
                 "file {file} is written",
             ),
             Plan(
-                ("move file {file} to folder {folder}",),
+                (
+                    "move file {file} to folder {folder}",
+                    "put file {file} into folder {folder}",
+                    "folder {folder} should hold file {file}",
+                ),
                 (
                     Step(
                         "move_file",
@@ -123,12 +144,20 @@ FAMILY = register(
                 "file {file} is moved",
             ),
             Plan(
-                ("read the newest file in folder {folder}", "what is in the newest file in folder {folder}"),
+                (
+                    "read the newest file in folder {folder}",
+                    "what is in the newest file in folder {folder}",
+                    "tell me the text of the file that came last to folder {folder}",
+                ),
                 (_FIND, Step("read_file", {"file": Output(0, "file")}, "read the file of step {0}")),
                 "the text is {1[text]}",
             ),
             Plan(
-                ("move the newest file in folder {folder} to folder {folder2}",),
+                (
+                    "move the newest file in folder {folder} to folder {folder2}",
+                    "put the newest file in folder {folder} into folder {folder2}",
+                    "from folder {folder} folder {folder2} should hold the newest file",
+                ),
                 (
                     _FIND,
                     Step(
@@ -140,7 +169,11 @@ FAMILY = register(
                 "file {0[file]} is moved",
             ),
             Plan(
-                ("write {text} to the newest file in folder {folder}",),
+                (
+                    "write {text} to the newest file in folder {folder}",
+                    "set the text of the newest file in folder {folder} to {text}",
+                    "the newest file in folder {folder} should have the text {text}",
+                ),
                 (
                     _FIND,
                     Step(
@@ -152,7 +185,11 @@ FAMILY = register(
                 "file {0[file]} is written",
             ),
             Plan(
-                ("copy the text of file {file} to file {file2}",),
+                (
+                    "copy the text of file {file} to file {file2}",
+                    "take the text of file {file} into file {file2}",
+                    "as in file {file} should be the text of file {file2}",
+                ),
                 (
                     Step("read_file", {"file": "file"}, "read file {file}"),
                     Step(
@@ -164,7 +201,11 @@ FAMILY = register(
                 "file {file2} is written",
             ),
             Plan(
-                ("copy the text of the newest file in folder {folder} to file {file}",),
+                (
+                    "copy the text of the newest file in folder {folder} to file {file}",
+                    "take the text of the newest file in folder {folder} into file {file}",
+                    "as in the newest file in folder {folder} should be the text of file {file}",
+                ),
                 (
                     _FIND,
                     Step("read_file", {"file": Output(0, "file")}, "read the file of step {0}"),
@@ -177,7 +218,11 @@ FAMILY = register(
                 "file {file} is written",
             ),
             Plan(
-                ("read the newest file in folder {folder} and move it to folder {folder2}",),
+                (
+                    "read the newest file in folder {folder} and move it to folder {folder2}",
+                    "what is in the newest file in folder {folder}, and put it into folder {folder2}",
+                    "tell me the text of the newest file in folder {folder} and let folder {folder2} hold it",
+                ),
                 (
                     _FIND,
                     Step("read_file", {"file": Output(0, "file")}, "read the file of step {0}"),
@@ -192,6 +237,8 @@ FAMILY = register(
             Plan(
                 (
                     "copy the text of the newest file in folder {folder} to the newest file in folder {folder2}",
+                    "take the text of the newest file in folder {folder} into the newest file in folder {folder2}",
+                    "as in the newest file in folder {folder} should be the newest file in folder {folder2}",
                 ),
                 (
                     _FIND,
@@ -206,23 +253,12 @@ FAMILY = register(
                 "file {2[file]} is written",
             ),
         ),
-        foreign=(
-            Plan(("get the price of item {item}", "what is the price of item {item}")),
-            Plan(("show order {order}", "what is in order {order}")),
-            Plan(("call user {user}",)),
-            Plan(("play song {song}",)),
-            Plan(("book {count} seats for user {user}",)),
-        ),
-        values={
-            "folder": _FOLDERS,
-            "file": _FILES,
-            "text": _TEXTS,
-            "user": ids("abcdefgh"),
-            "order": ids("ijklmnop"),
-            "item": ids("qrstuvwx"),
-            "song": ids("qrstuvwx"),
-            "count": integers(1, 9),
-        },
+        foreign=FOREIGN,
+        values={**FOREIGN_VALUES, "folder": _FOLDERS, "file": _FILES, "text": _TEXTS},
         initial_state=_initial_state,
+        policies=(
+            Policy("move_file", "file", "never move file {file}"),
+            Policy("write_file", "file", "never write to file {file}"),
+        ),
     )
 )

@@ -9,9 +9,11 @@ from random import Random
 from typing import Any
 
 from dcore_jax.calls import JSON
+from dcore_jax.toolworld.families.foreign import FOREIGN, FOREIGN_VALUES
 from dcore_jax.toolworld.family import (
     Output,
     Plan,
+    Policy,
     Step,
     ToolFamily,
     draw_distinct,
@@ -90,39 +92,65 @@ FAMILY = register(
     ToolFamily(
         name="orders",
         tools=(
-            Tool("find_order", "Name the latest order of a user.", object_schema(user="string"), _find_order),
+            Tool(
+                "find_order",
+                "Name the latest order of a user.",
+                object_schema(user="string"),
+                _find_order,
+                "latest_purchase",
+            ),
             Tool(
                 "get_order",
                 "Give the item and the count of an order.",
                 object_schema(order="string"),
                 _get_order,
+                "inspect_purchase",
             ),
-            Tool("get_price", "Give the price of an item.", object_schema(item="string"), _get_price),
+            Tool(
+                "get_price",
+                "Give the price of an item.",
+                object_schema(item="string"),
+                _get_price,
+                "item_cost",
+            ),
             Tool(
                 "set_count",
                 "Change the count of an order.",
                 object_schema(order="string", count="integer"),
                 _set_count,
+                "resize_purchase",
             ),
         ),
         plans=(
             Plan(
-                ("find the latest order of user {user}", "which order is latest of user {user}"),
+                (
+                    "find the latest order of user {user}",
+                    "which order is latest of user {user}",
+                    "name the order that user {user} made last",
+                ),
                 (_FIND,),
                 "the latest order is {0[order]}",
             ),
             Plan(
-                ("show order {order}", "what is in order {order}"),
+                ("show order {order}", "what is in order {order}", "tell me about order {order}"),
                 (Step("get_order", {"order": "order"}, "show order {order}"),),
                 "the item is {0[item]} and the count is {0[count]}",
             ),
             Plan(
-                ("get the price of item {item}", "what is the price of item {item}"),
+                (
+                    "get the price of item {item}",
+                    "what is the price of item {item}",
+                    "how much does item {item} cost",
+                ),
                 (Step("get_price", {"item": "item"}, "get the price of item {item}"),),
                 "the price is {0[price]}",
             ),
             Plan(
-                ("set the count of order {order} to {count}",),
+                (
+                    "set the count of order {order} to {count}",
+                    "let order {order} have a count of {count}",
+                    "order {order} should count {count}",
+                ),
                 (
                     Step(
                         "set_count",
@@ -133,12 +161,20 @@ FAMILY = register(
                 "order {order} is changed",
             ),
             Plan(
-                ("show the latest order of user {user}", "what is in the latest order of user {user}"),
+                (
+                    "show the latest order of user {user}",
+                    "what is in the latest order of user {user}",
+                    "tell me about the order that user {user} made last",
+                ),
                 (_FIND, _SHOW_FOUND),
                 "the item is {1[item]} and the count is {1[count]}",
             ),
             Plan(
-                ("set the count of the latest order of user {user} to {count}",),
+                (
+                    "set the count of the latest order of user {user} to {count}",
+                    "let the latest order of user {user} have a count of {count}",
+                    "the latest order of user {user} should count {count}",
+                ),
                 (_FIND, _SET_FOUND),
                 "order {0[order]} is changed",
             ),
@@ -146,6 +182,7 @@ FAMILY = register(
                 (
                     "get the price of the item in order {order}",
                     "what is the price of the item in order {order}",
+                    "how much does the item in order {order} cost",
                 ),
                 (
                     Step("get_order", {"order": "order"}, "show order {order}"),
@@ -154,7 +191,11 @@ FAMILY = register(
                 "the price is {1[price]}",
             ),
             Plan(
-                ("get the price of the item in the latest order of user {user}",),
+                (
+                    "get the price of the item in the latest order of user {user}",
+                    "what is the price of the item in the latest order of user {user}",
+                    "how much does the item in the latest order of user {user} cost",
+                ),
                 (
                     _FIND,
                     _SHOW_FOUND,
@@ -163,13 +204,19 @@ FAMILY = register(
                 "the price is {2[price]}",
             ),
             Plan(
-                ("set the count of the latest order of user {user} to {count} and show it",),
+                (
+                    "set the count of the latest order of user {user} to {count} and show it",
+                    "let the latest order of user {user} have a count of {count} and show it",
+                    "the latest order of user {user} should count {count}, show it then",
+                ),
                 (_FIND, _SET_FOUND, _SHOW_FOUND),
                 "the item is {2[item]} and the count is {2[count]}",
             ),
             Plan(
                 (
                     "set the count of the latest order of user {user} to {count} and get the price of its item",
+                    "let the latest order of user {user} have a count of {count} and get the price of its item",
+                    "the latest order of user {user} should count {count}, how much does its item cost then",
                 ),
                 (
                     _FIND,
@@ -180,22 +227,12 @@ FAMILY = register(
                 "order {0[order]} is changed. the price is {3[price]}",
             ),
         ),
-        foreign=(
-            Plan(("read file {file}", "what is in file {file}")),
-            Plan(("move file {file} to folder {folder}",)),
-            Plan(("call user {user}",)),
-            Plan(("play song {song}",)),
-            Plan(("book {count} seats for user {user}",)),
-        ),
-        values={
-            "user": _USERS,
-            "order": _ORDERS,
-            "item": _ITEMS,
-            "count": _COUNTS,
-            "folder": ids("abcdefgh"),
-            "file": ids("ijklmnop"),
-            "song": ids("qrstuvwx"),
-        },
+        foreign=FOREIGN,
+        values={**FOREIGN_VALUES, "user": _USERS, "order": _ORDERS, "item": _ITEMS, "count": _COUNTS},
         initial_state=_initial_state,
+        policies=(
+            Policy("set_count", "order", "never set the count of order {order}"),
+            Policy("get_price", "item", "never tell the price of item {item}"),
+        ),
     )
 )
