@@ -97,9 +97,9 @@ class Learner:
         )
         self.row_mode = row_mode(config, self.setup.compute, self.setup.model_config.head_dim)
         graph, temperature = self.setup.graph, config.rollout.temperature
-        everywhere, params = self.setup.replicated, self.setup.state_sharding.params
+        replicated, params = self.setup.replicated, self.setup.state_sharding.params
         self._logprobs = Program(
-            jax.jit(partial(response_logprobs, graph, temperature=temperature), out_shardings=everywhere),
+            jax.jit(partial(response_logprobs, graph, temperature=temperature), out_shardings=replicated),
             "log-probabilities",
         )
         self._policy_batch = jax.jit(partial(policy_batch, self.algorithm))
@@ -107,7 +107,7 @@ class Learner:
         self._denominator = jax.jit(
             partial(policy_batch_denominator, self.algorithm, max_length=config.rollout.max_response)
         )
-        accumulated = Accumulated(everywhere, everywhere, params)
+        accumulated = Accumulated(replicated, replicated, params)
         self._nothing = jax.jit(nothing_accumulated, out_shardings=accumulated)
         accumulate = partial(accumulate_pass, graph, self.algorithm, temperature=temperature)
         self._accumulate = Program(
@@ -116,7 +116,7 @@ class Learner:
         self._finish = jax.jit(
             partial(finish_update, self.setup.optimizer),
             donate_argnums=0,
-            out_shardings=(self.setup.state_sharding, everywhere),
+            out_shardings=(self.setup.state_sharding, replicated),
         )
         self._reference: Any = None
 
