@@ -1,5 +1,7 @@
 """One optimizer step of SFT: packing, accumulation and meshes change nothing; the optimizer equals torch's."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,9 +42,12 @@ def random_batch(seed=0, rows=8, length=32, micro=1):
     return Batch(*(x.reshape(micro, rows // micro, length) for x in fields))
 
 
-def small_decoder(**compute):
+def fresh_decoder():
     fields = torch_model("qwen3_bias", vocab_size=VOCAB).config.to_dict()
-    return new_decoder(model_config_from_hf(fields), compute=Compute(**compute), seed=1)
+    return new_decoder(model_config_from_hf(fields), compute=Compute(), seed=1)
+
+
+small_decoder = cache(fresh_decoder)  # for tests that change nothing of it
 
 
 def started(model, optimizer, ema=False):
@@ -93,41 +98,48 @@ def test_the_first_token_of_a_segment_is_never_predicted_across_the_border():
     assert predicted(batch, everywhere).astype(int).tolist() == [[1, 0, 1, 1, 0, 0, 0]]
 
 
-@pytest.mark.parametrize("micro", [2, 4])
-def test_accumulation_changes_nothing(micro):
+def test_accumulation_changes_nothing():
     optimizer = optax.sgd(1.0)
-    whole, parts = random_batch(), random_batch(micro=micro)
     graph, state = started(small_decoder(), optimizer)
     step = jax.jit(make_train_step(graph, optimizer))
-    once, metrics_once = step(state, whole)
-    several, metrics_several = step(state, parts)
-    close(once.params, several.params, 1e-6)
-    close(metrics_once._asdict(), metrics_several._asdict(), 1e-5)
-    # The microbatches differ in their number of tokens, so that a mean of means would show.
-    parts = jax.tree.map(jnp.asarray, parts)
-    counts = predicted(parts, parts.denominator_mask).sum((1, 2))
-    assert len(set(counts.tolist())) > 1
+    once, metrics_once = step(state, random_batch())
+    for micro in (2, 4):
+        parts = random_batch(micro=micro)
+        several, metrics_several = step(state, parts)
+        close(once.params, several.params, 1e-6)
+        close(metrics_once._asdict(), metrics_several._asdict(), 1e-5)
+        # The microbatches differ in their number of tokens, so that a mean of means would show.
+        parts = jax.tree.map(jnp.asarray, parts)
+        counts = predicted(parts, parts.denominator_mask).sum((1, 2))
+        assert len(set(counts.tolist())) > 1
+
+
+TWENTY = make_optimizer(OptimizerConfig(weight_decay=0.01), lambda step: 1e-3)
+
+
+def twenty_losses(decoder, put):
+    graph, state = started(decoder, TWENTY)
+    step = jax.jit(make_train_step(graph, TWENTY))
+    found = []
+    for i in range(20):
+        state, metrics = step(state, put(random_batch(seed=i % 4)))
+        found.append(float(metrics.loss))
+    return found
+
+
+@pytest.fixture(scope="module")
+def source_and_losses_alone(tmp_path_factory):
+    source = tmp_path_factory.mktemp("twenty") / "model"
+    torch_model("qwen3_bias", vocab_size=VOCAB).save_pretrained(source)
+    return source, twenty_losses(load_decoder(source), lambda batch: batch)
 
 
 @pytest.mark.parametrize("mesh", ["1", "8", "data=2,fsdp=2,tensor=2", "data=8", "tensor=2"])
-def test_twenty_steps_have_the_same_losses_on_every_mesh(mesh, tmp_path):
-    source = tmp_path / "model"
-    torch_model("qwen3_bias", vocab_size=VOCAB).save_pretrained(source)
-    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.01), lambda step: 1e-3)
-
-    def losses(decoder, put):
-        graph, state = started(decoder, optimizer)
-        step = jax.jit(make_train_step(graph, optimizer))
-        found = []
-        for i in range(20):
-            state, metrics = step(state, put(random_batch(seed=i % 4)))
-            found.append(float(metrics.loss))
-        return found
-
-    alone = losses(load_decoder(source), lambda batch: batch)
+def test_twenty_steps_have_the_same_losses_on_every_mesh(mesh, source_and_losses_alone):
+    source, alone = source_and_losses_alone
     where = make_mesh(mesh)
     with jax.set_mesh(where):
-        on_mesh = losses(
+        on_mesh = twenty_losses(
             load_decoder(source, mesh=where), lambda batch: put_global(where, (None, "batch", None), batch)
         )
     assert alone[-1] < alone[0] - 0.2
@@ -175,7 +187,7 @@ def test_an_optimizer_step_equals_torch_adamw_with_clipping(checkpoints):
 
 def test_a_step_that_is_not_finite_moves_nothing_and_says_so():
     optimizer = optax.adam(1e-2)
-    model = small_decoder()
+    model = fresh_decoder()
     model.norm.scale.set_value(model.norm.scale.get_value().at[0].set(jnp.inf))
     graph, state = started(model, optimizer, ema=True)
     new, metrics = jax.jit(make_train_step(graph, optimizer, ema_decay=0.9))(state, random_batch())
@@ -210,7 +222,7 @@ def test_the_learning_rate_rises_for_the_warm_up_and_then_follows_its_schedule(s
 
 def test_steady_state_compiles_nothing():
     optimizer = optax.adam(1e-3)
-    graph, state = started(small_decoder(), optimizer)
+    graph, state = started(fresh_decoder(), optimizer)
     step = jax.jit(make_train_step(graph, optimizer), donate_argnums=0)
     for seed in range(4):
         state, _ = step(state, random_batch(seed=seed))
