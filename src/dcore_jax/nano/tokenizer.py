@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dcore_jax.data.chat_template import render_chat
 from dcore_jax.errors import UserError
+from dcore_jax.nano.copying import copying_records
 from dcore_jax.toolworld import family_names, generate_tasks, get_family, to_record
 from dcore_jax.toolworld.family import VALUE_LETTERS, ToolFamily
 from dcore_jax.toolworld.requests import slot_type
@@ -89,6 +90,7 @@ def _corpus() -> Iterator[str]:
     """
     yield from [" ".join(f"{letter}{digit}" for letter in VALUE_LETTERS for digit in range(10))] * 50
     yield from [text for name in family_names() for text in _family_text(get_family(name))] * 10
+    yield from ["\n\n".join(m["content"] for m in record["messages"]) for record in copying_records(500)]
     writer = _wrap(_empty_tokenizer())
     tasks = generate_tasks(200, seed=0, kinds=KINDS) + generate_tasks(
         40, seed=0, policy=True, subtasks=(1, 1)

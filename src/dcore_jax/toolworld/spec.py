@@ -22,6 +22,7 @@ EXTRA_OPTIONS = (
     "lazy",
     "lessons",
     "lesson_kinds",
+    "copying",
 )  # what a caller makes of the tasks; each takes some of them
 
 LESSON_KINDS = ("sequential", "parallel", "mixed")
@@ -50,6 +51,7 @@ class ToolWorldSpec:
     lazy: float = 0.0  # share of the tasks that are refused, whether or not a tool serves them
     lessons: int = 0  # further tasks, shown as decompositions and subtask by subtask
     lesson_kinds: tuple[str, ...] = ("sequential", "parallel")  # of those tasks; with several calls
+    copying: int = 0  # further lessons that are no tasks
 
     def __post_init__(self) -> None:
         if not 0 <= self.lazy <= 1:
@@ -123,7 +125,7 @@ def parse_spec(
 
 def _option(text: str, name: str, value: str) -> Any:
     match name:
-        case "seed" | "start" | "lessons" | "distractors" | "history":
+        case "seed" | "start" | "lessons" | "copying" | "distractors" | "history":
             return _whole_number(text, name, value)
         case "subtasks" | "difficulty":
             return _range(text, name, value)
