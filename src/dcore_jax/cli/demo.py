@@ -13,13 +13,13 @@ from dcore_jax.config import find_config, read_config
 from dcore_jax.distill.config import DistillConfig
 from dcore_jax.errors import UserError
 from dcore_jax.mesh import prepare_devices
+from dcore_jax.nano.config import NANO_BASE
 from dcore_jax.rl.config import RLConfig
 from dcore_jax.sft.config import SFTConfig
 
 DEMO = Path("demo")
-MESH = "8"  # of the two SFT runs: virtual devices on a CPU
-HELD_OUT = 160  # tasks
-FAMILIES = ("files", "orders")  # as in the configs of the stages
+MESH = "8"  # of the SFT run: virtual devices on a CPU
+HELD_OUT = 240  # tasks
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -27,33 +27,51 @@ def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         "dcore demo", description="The whole method at nano size, on any machine."
     )
-    parser.add_argument("--fresh", action="store_true", help=f"begin again: empty {DEMO}/ first")
-    if parser.parse_args(list(arguments)).fresh:
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help=f"begin again: empty {DEMO}/ first, and train the base too, which takes hours on a CPU",
+    )
+    fresh = parser.parse_args(list(arguments)).fresh
+    if fresh:
         shutil.rmtree(DEMO, ignore_errors=True)
     started = time.perf_counter()
+    seconds: dict[str, float] = {}
 
-    def headline(number: int, text: str) -> None:
-        print(f"\n{number}. {text} ({time.perf_counter() - started:,.0f} s)\n", flush=True)
+    def headline(number: int, name: str, text: str) -> None:
+        seconds[name] = time.perf_counter() - started  # when it began
+        print(f"\n{number}. {text} ({seconds[name]:,.0f} s)\n", flush=True)
 
     prepare_devices(MESH)
     from dcore_jax import distill, export_hf, rl, sft
-    from dcore_jax.evaluation import accuracy_table, attempt_held_out, transcript
+    from dcore_jax.evaluation import accuracy_table, attempt_tasks, transcript
+    from dcore_jax.evaluation.stages import write_stages
     from dcore_jax.sft.check import check_export
+    from dcore_jax.toolworld import KINDS, generate_tasks
     from dcore_jax.training import load_policy
+    from dcore_jax.weights import local_folder
+
+    headline(1, "base", "A base that serves single requests, and decomposes when it is shown the calls")
+    own = DEMO / "base"  # of a fresh start
+    if fresh or own.exists():
+        base = sft.base_model("base_nano", mesh=MESH, output=own)
+    else:
+        base = local_folder(NANO_BASE)
+        print(f"the one in the repository, {base.name}/: {NANO_BASE}, as its README.md says it was trained")
 
     headline(
-        1, "A base: a small random Qwen3 learns single subtasks, and to decompose when it is shown the calls"
+        2,
+        "distillation",
+        "Self-distillation: the base decomposes, reasons, acts; what is verified becomes a corpus",
     )
-    distillation = preset(DistillConfig, "distill_nano")
-    base = sft.base_model(distillation.base, mesh=MESH, output=DEMO / "base")
-
-    headline(2, "Self-distillation: the base decomposes, reasons, acts; what is verified becomes a corpus")
-    corpus = replace(distillation, model=str(base), output=str(DEMO / "self_distilled"))
+    corpus = replace(
+        preset(DistillConfig, "distill_nano"), model=str(base), output=str(DEMO / "self_distilled")
+    )
     distilled = distill.distill_seeds(corpus)
     print(distill.summary(distilled))
     refuse_stopped(distilled.stopped)
 
-    headline(3, f"Packed SFT of the base on its own corpus, on {MESH} virtual devices")
+    headline(3, "sft", f"Packed SFT of the base on its own corpus, on {MESH} virtual devices")
     learning = replace(
         preset(SFTConfig, "sft_distilled_nano"),
         model=str(base),
@@ -65,12 +83,12 @@ def run(arguments: Sequence[str]) -> None:
     print(f"\n{sft.summary(taught)}")
     refuse_stopped(taught.preempted)
 
-    headline(4, "Export to Hugging Face format, and the check that it computes the same")
+    headline(4, "export", "Export to Hugging Face format, and the check that it computes the same")
     exported = DEMO / "hf_sft"
     if export_once(exported, taught.step, lambda: print(check_export(taught.output, exported))):
         shutil.rmtree(DEMO / "rl", ignore_errors=True)  # it went on from other weights
 
-    headline(5, "DA-GRPO from there, rewarded in the tool world")
+    headline(5, "rl", "DA-GRPO from there, rewarded in the tool world")
     rewarded = replace(preset(RLConfig, "rl_distilled_nano"), model=str(exported), output=str(DEMO / "rl"))
     rewarding = rl.train(rewarded)
     print(f"\n{rl.summary(rewarding)}")
@@ -83,17 +101,16 @@ def run(arguments: Sequence[str]) -> None:
 
     export_once(final, rewarding.step, export_policy)
 
-    headline(6, f"{HELD_OUT} tasks that none of them has seen, whole")
-    stages = {
-        name: attempt_held_out(folder, tasks=HELD_OUT, families=FAMILIES)
-        for name, folder in {"base": base, "self-distilled": exported, "DA-GRPO": final}.items()
-    }
+    headline(6, "evaluation", f"{HELD_OUT} tasks that none of them has seen, whole")
+    tasks = generate_tasks(HELD_OUT, seed=0, split="test", kinds=KINDS)
+    folders = {"base": base, "self-distilled": exported, "DA-GRPO": final}
+    stages = {name: attempt_tasks(folder, tasks) for name, folder in folders.items()}
     print(accuracy_table(stages))
     longest = max(stages["DA-GRPO"], key=lambda attempt: (attempt.solved, len(attempt.calls)))
     print(f"\nOne of them, as the last model answers it:\n\n{transcript(longest)}")
-    print(
-        f"\nall of it in {DEMO}/, {time.perf_counter() - started:,.0f} s; run it again from scratch: make demo FRESH=1"
-    )
+    seconds["all"] = time.perf_counter() - started
+    page = write_stages(DEMO, stages, seconds, model=NANO_BASE if base != own / "hf" else "base_nano")
+    print(f"\nall of it in {DEMO}/, to read: {page}; {seconds['all']:,.0f} s")
 
 
 def refuse_stopped(stopped: bool) -> None:

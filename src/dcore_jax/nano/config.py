@@ -6,6 +6,7 @@ from typing import Any
 from dcore_jax.errors import UserError
 
 NANO = "nano"  # the name of the embedded model, in place of a folder or hub id
+NANO_BASE = "nano-base"  # the trained one that travels with the package (base/README.md)
 NANO_POSITIONS = 2048  # its max_position_embeddings
 
 

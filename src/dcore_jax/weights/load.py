@@ -42,8 +42,12 @@ SAFETENSORS_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bf
 _COMPUTED_BUFFERS = (".rotary_emb.inv_freq", ".self_attn.masked_bias", ".self_attn.bias")
 
 
+# The nano base that travels with the package; how it was made: nano/base/README.md.
+PACKAGED = {"nano-base": Path(__file__).parents[1] / "nano" / "base"}
+
+
 def local_folder(source: str | Path) -> Path:
-    """The local folder of a model: `source` itself, or a hub id downloaded to the hub's cache.
+    """The local folder of a model: `source` itself, a name of PACKAGED, or a hub id downloaded to the hub's cache.
 
     Raises:
       UserError: neither a folder nor a model on the hub.
@@ -51,6 +55,8 @@ def local_folder(source: str | Path) -> Path:
     path = Path(source)
     if path.is_dir():
         return path
+    if str(source) in PACKAGED:
+        return PACKAGED[str(source)]
     if path.exists():
         raise UserError(f"{path}: not a folder; --model wants a Hugging Face folder or hub id")
     if len(path.parts) != 2 or path.is_absolute() or str(source).startswith("."):
