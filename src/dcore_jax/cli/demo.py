@@ -103,10 +103,10 @@ def run(arguments: Sequence[str]) -> None:
 
     headline(6, "evaluation", f"{HELD_OUT} tasks that none of them has seen, whole")
     tasks = generate_tasks(HELD_OUT, seed=0, split="test", kinds=KINDS)
-    folders = {"base": base, "self-distilled": exported, "DA-GRPO": final}
+    folders = {"base": base, "self-distilled": exported, "RL": final}
     stages = {name: attempt_tasks(folder, tasks) for name, folder in folders.items()}
     print(accuracy_table(stages))
-    longest = max(stages["DA-GRPO"], key=lambda attempt: (attempt.solved, len(attempt.calls)))
+    longest = max(stages["RL"], key=lambda attempt: (attempt.solved, len(attempt.calls)))
     print(f"\nOne of them, as the last model answers it:\n\n{transcript(longest)}")
     seconds["all"] = time.perf_counter() - started
     page = write_stages(DEMO, stages, seconds, model=NANO_BASE if base != own / "hf" else "base_nano")

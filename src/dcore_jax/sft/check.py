@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from dcore_jax import load_hf
@@ -15,7 +16,7 @@ from dcore_jax.weights import export_decoder
 def check_export(run: Path, out: Path) -> str:
     """Exports the run's latest checkpoint, loads it again and compares logits on random tokens; with torch, transformers' too.
 
-    `out` appears only when it is whole and the comparison held.
+    The export has the dtype of the run's parameters, whatever the model had before. `out` appears only when it is whole and the comparison held.
 
     Raises:
       UserError: a logit differs by more than 1e-4; `out` exists.
@@ -24,7 +25,8 @@ def check_export(run: Path, out: Path) -> str:
         raise UserError(f"{out}: exists; choose another folder or remove it yourself")
     decoder, source = load_policy(run)
     with atomic_folder(out) as unchecked:
-        export_decoder(decoder, unchecked, source=source)
+        dtype = jnp.dtype(decoder.compute.param_dtype).name
+        export_decoder(decoder, unchecked, source=source, dtype=dtype)
         lines = _comparisons(decoder, unchecked)
     return f"exported to {out}\n" + "\n".join(lines)
 
