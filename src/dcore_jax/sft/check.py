@@ -16,7 +16,8 @@ from dcore_jax.weights import export_decoder
 def check_export(run: Path, out: Path) -> str:
     """Exports the run's latest checkpoint, loads it again and compares logits on random tokens; with torch, transformers' too.
 
-    The export has the dtype of the run's parameters, whatever the model had before. `out` appears only when it is whole and the comparison held.
+    The export has the dtype of the run's parameters, whatever the model had before. `out` appears only when it is whole and the
+    comparison held.
 
     Raises:
       UserError: a logit differs by more than 1e-4; `out` exists.
