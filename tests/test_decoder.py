@@ -356,7 +356,11 @@ def test_any_mutation_of_a_config_is_read_as_transformers_reads_it_or_refused(na
         "mlp_bias": theirs.mlp_bias if kind == "Llama" else False,
         "qk_norm": kind == "Qwen3",
         "rope_scaling": None if rope["rope_type"] == "default" else Llama3Scaling(
-            *(rope[field.name] for field in dataclasses.fields(Llama3Scaling))
+            # A whole number, such as a factor of 8, is a float to us and stays an int in transformers.
+            **{
+                f.name: float(rope[f.name]) if f.type in (float, "float") else rope[f.name]
+                for f in dataclasses.fields(Llama3Scaling)
+            }
         ),
     }  # fmt: skip
     for field in dataclasses.fields(config):
@@ -367,6 +371,12 @@ def test_any_mutation_of_a_config_is_read_as_transformers_reads_it_or_refused(na
         set(getattr(theirs, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         or kind == "Llama"
     )
+
+
+def test_a_whole_rope_factor_is_read_as_a_float():
+    fields = copy.deepcopy(GOOD["llama"])
+    fields["rope_parameters"]["factor"] = 8
+    assert model_config_from_hf(fields).rope_scaling.factor == 8.0
 
 
 def test_an_unknown_remat_policy_is_refused():
