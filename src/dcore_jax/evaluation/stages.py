@@ -19,6 +19,7 @@ GROUPS: dict[str, Callable[[Attempt], bool]] = {
     "parallel_4_5": lambda attempt: _parallel(attempt, 4, 5),
     "mixed": lambda attempt: attempt.task.kind == "mixed",
 }
+_LABELS = {"parallel_2_3": "parallel, 2 and 3 calls", "parallel_4_5": "parallel, 4 and 5 calls"}
 _COMPARED = 8  # tasks shown side by side
 _LOSS = (Curve("loss", "SFT: loss", "nats per token", log="yes"),)
 _REWARD = (
@@ -59,14 +60,16 @@ def write_stages(
     summary = {"seconds": seconds["all"], "began": dict(seconds), "model": model, "stages": accuracy}
     write_text_atomic(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     first, *_, last = stages
-    before, after = counts["all"][first], counts["all"][last]
+    whole = counts["all"]
     page = Page(
         "dcore_jax · demo",
         "From a lazy base to a model that decomposes",
-        run_facts(model, seconds=seconds["all"], further={"tasks": f"{before.whole} held out"}),
-        f"Whole held-out tasks: {before.share:.0%} before, {after.share:.0%} after.",
+        run_facts(model, seconds=seconds["all"], further={"tasks": f"{whole[first].whole} held out"}),
+        f"Whole held-out tasks: {', '.join(f'{name} {count.share:.0%}' for name, count in whole.items())}.",
     )
-    page.section("Held-out tasks").stages({group.replace("_", " "): found for group, found in counts.items()})
+    page.section("Held-out tasks").stages(
+        {_LABELS.get(group, group): found for group, found in counts.items()}
+    )
     curves = page.section("Curves")
     for run, chosen in (("sft", _LOSS), ("rl", _REWARD)):
         if (path := folder / run / "metrics.jsonl").exists():
