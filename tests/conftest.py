@@ -21,9 +21,20 @@ import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+from beartype import BeartypeConf
+from beartype.claw import beartype_packages
 from jaxtyping import install_import_hook
 
-install_import_hook("dcore_jax", "beartype.beartype")
+# Every annotation is checked at run time. jaxtyping's wrapper, which remembers the axes of a call, costs ten times as much as
+# beartype's alone: only modules whose source names jaxtyping are given it, since nothing else can speak of axes.
+_PACKAGE = Path(__file__).parents[1] / "src"
+WITH_SHAPES = [
+    ".".join(path.relative_to(_PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted((_PACKAGE / "dcore_jax").rglob("*.py"))
+    if "jaxtyping" in path.read_text(encoding="utf-8")
+]
+beartype_packages(("dcore_jax",), conf=BeartypeConf(claw_is_pep526=False))
+install_import_hook(WITH_SHAPES, "beartype.beartype")
 
 import pytest
 import torch
@@ -69,16 +80,21 @@ CHECKPOINTS = {
 }
 
 
+def torch_config(name: str, **changes):
+    """The transformers config of a checkpoint; what a test needs that computes nothing with the model."""
+    import transformers
+
+    kind, fields = CHECKPOINTS[name]
+    return getattr(transformers, f"{kind}Config")(**{**_TINY, "initializer_range": 0.1, **fields, **changes})
+
+
 def torch_model(name: str, **changes):
     """A random transformers model in float32; biases and norm scales are random too, so that nothing hides behind 0 or 1."""
     import transformers
 
-    kind, fields = CHECKPOINTS[name]
-    config = getattr(transformers, f"{kind}Config")(
-        **{**_TINY, "initializer_range": 0.1, **fields, **changes}
-    )
     torch.manual_seed(0)
-    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    kind = getattr(transformers, f"{CHECKPOINTS[name][0]}ForCausalLM")
+    model = kind(torch_config(name, **changes)).eval()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if "norm" in parameter_name or parameter_name.endswith("bias"):

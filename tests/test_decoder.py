@@ -15,7 +15,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import CHECKPOINTS, torch_model
+from conftest import CHECKPOINTS, torch_config, torch_model
 from dcore_jax import UserError, load_hf
 from dcore_jax.models import Compute, model_config_from_hf, read_model_config
 from dcore_jax.models.attention import choose_implementation
@@ -66,7 +66,7 @@ def test_logits_and_gradients_equal_transformers(name, checkpoints):
 
 def test_depth_does_not_change_the_compiled_program():
     def program(layers):
-        config = model_config_from_hf(torch_model("qwen3", num_hidden_layers=layers).config.to_dict())
+        config = model_config_from_hf(torch_config("qwen3", num_hidden_layers=layers).to_dict())
         graph, params = nnx.split(new_decoder(config))
         return len(jax.jit(lambda p, t: nnx.merge(graph, p)(t)).lower(params, TOKENS).as_text().splitlines())
 
@@ -174,14 +174,14 @@ def test_every_backend_honours_segments_or_is_refused(wanted, platform, dtype, h
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_config_survives_the_round_trip(name):
-    fields = torch_model(name).config.to_dict()
+    fields = torch_config(name).to_dict()
     config = model_config_from_hf(fields)
     assert model_config_from_hf(hf_config(config)) == config
     assert config.num_parameters == sum(p.numel() for p in torch_model(name).parameters())
 
 
 def test_old_and_new_spelling_of_rope_give_the_same_config():
-    new = torch_model("llama").config.to_dict()
+    new = torch_config("llama").to_dict()
     rope = dict(new["rope_parameters"])
     old = {k: v for k, v in new.items() if k != "rope_parameters"} | {
         "rope_theta": rope.pop("rope_theta"),
@@ -192,7 +192,7 @@ def test_old_and_new_spelling_of_rope_give_the_same_config():
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen2", "llama"])
 def test_a_config_without_head_dim_has_the_one_transformers_gives_it(name):
-    config = torch_model(name).config
+    config = torch_config(name)
     fields = {key: value for key, value in config.to_dict().items() if key != "head_dim"}
     theirs = type(config)(**fields)
     expected = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
@@ -201,7 +201,7 @@ def test_a_config_without_head_dim_has_the_one_transformers_gives_it(name):
 
 def test_only_llama_has_biases_in_its_mlp():
     for name, biased in (("llama", True), ("qwen3", False), ("qwen2", False)):
-        fields = {**torch_model(name).config.to_dict(), "mlp_bias": biased}
+        fields = {**torch_config(name).to_dict(), "mlp_bias": biased}
         assert model_config_from_hf(fields).mlp_bias is biased
         assert ignored_fields(fields) == ([] if name == "llama" else ["mlp_bias"])
 
@@ -233,7 +233,7 @@ def test_only_llama_has_biases_in_its_mlp():
     ],
 )  # fmt: skip
 def test_a_field_that_would_change_the_result_is_refused_by_name(change, message):
-    fields = torch_model("qwen3").config.to_dict()
+    fields = torch_config("qwen3").to_dict()
     with pytest.raises(UserError, match=re.escape(message)):
         model_config_from_hf({**fields, **change})
 
@@ -244,7 +244,7 @@ def test_a_field_that_would_change_the_result_is_refused_by_name(change, message
     ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"],
 )
 def test_a_number_of_the_wrong_type_is_a_user_error_that_names_the_field(field, bad):
-    fields = torch_model("qwen3").config.to_dict()
+    fields = torch_config("qwen3").to_dict()
     with pytest.raises(UserError, match=f"^field {field}=.* is not a positive whole number$"):
         model_config_from_hf({**fields, field: bad})
     del fields["hidden_size"]
@@ -254,7 +254,7 @@ def test_a_number_of_the_wrong_type_is_a_user_error_that_names_the_field(field, 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen2", "llama"])
 def test_the_table_of_fields_is_that_of_the_installed_transformers(name):
-    theirs = {field.name for field in dataclasses.fields(type(torch_model(name).config))}
+    theirs = {field.name for field in dataclasses.fields(type(torch_config(name)))}
     assert DEFINED_FIELDS[name] == theirs
 
 
@@ -264,7 +264,7 @@ def test_a_field_that_the_architecture_does_not_define_is_said_once_and_ignored(
         "_attn_implementation_autoset": True,
         "attn_logit_softcapping": 50.0,
     }
-    fields = {**torch_model("qwen3").config.to_dict(), "_name_or_path": "a/b", "torch_dtype": "bfloat16"}
+    fields = {**torch_config("qwen3").to_dict(), "_name_or_path": "a/b", "torch_dtype": "bfloat16"}
     (tmp_path / "config.json").write_text(json.dumps({**fields, **extra}))
     assert read_model_config(tmp_path) == read_model_config(tmp_path) == model_config_from_hf(fields)
     (line,) = capsys.readouterr().out.splitlines()
@@ -282,7 +282,7 @@ def test_a_config_that_is_no_object_is_refused(tmp_path):
             read_model_config(tmp_path)
 
 
-GOOD = {name: torch_model(name).config.to_dict() for name in CHECKPOINTS}
+GOOD = {name: torch_config(name).to_dict() for name in CHECKPOINTS}
 # Fields beside the classes' own that transformers reads into what is compared.
 OURS = {"rope_theta", "rope_scaling", "partial_rotary_factor", "original_max_position_embeddings", "head_dim"}
 ROPE_FIELDS = sorted(

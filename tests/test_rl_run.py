@@ -95,6 +95,12 @@ def uninterrupted(model, tmp_path_factory):
     return config, train(config)
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(uninterrupted, monkeypatch):
+    """Pictures take a quarter of a short run: `uninterrupted` draws them, for the test that looks at them."""
+    monkeypatch.setattr("dcore_jax.rl.run.plot_run", lambda folder: [])
+
+
 def test_a_run_writes_metrics_rollouts_evaluations_and_pictures(uninterrupted):
     config, result = uninterrupted
     rows = read_metrics(result.output / "metrics.jsonl")

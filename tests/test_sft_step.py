@@ -10,7 +10,7 @@ import pytest
 import torch
 from flax import nnx
 
-from conftest import torch_model
+from conftest import torch_config, torch_model
 from dcore_jax import Compute, load_hf
 from dcore_jax.mesh import make_mesh, put_global
 from dcore_jax.models import model_config_from_hf
@@ -43,7 +43,7 @@ def random_batch(seed=0, rows=8, length=32, micro=1):
 
 
 def fresh_decoder():
-    fields = torch_model("qwen3_bias", vocab_size=VOCAB).config.to_dict()
+    fields = torch_config("qwen3_bias", vocab_size=VOCAB).to_dict()
     return new_decoder(model_config_from_hf(fields), compute=Compute(), seed=1)
 
 

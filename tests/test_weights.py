@@ -17,7 +17,7 @@ import torch
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from conftest import CHECKPOINTS, torch_model
+from conftest import CHECKPOINTS, torch_config, torch_model
 from dcore_jax import UserError, export_hf, load_hf
 from dcore_jax.checkpoint import Checkpoints
 from dcore_jax.cli import export
@@ -296,7 +296,7 @@ def test_weights_that_are_not_finite_are_not_exported(bad, mesh, tmp_path, check
 
 
 def test_tensors_leave_a_mesh_layer_by_layer_and_no_device_gets_a_gathered_parameter():
-    config = model_config_from_hf(torch_model("qwen3", vocab_size=128).config.to_dict())
+    config = model_config_from_hf(torch_config("qwen3", vocab_size=128).to_dict())
     alone = new_decoder(config)
     model = nnx.merge(
         nnx.split(alone)[0],
@@ -317,7 +317,7 @@ def test_tensors_leave_a_mesh_layer_by_layer_and_no_device_gets_a_gathered_param
 
 
 def test_the_check_before_an_export_gathers_no_parameter():
-    config = model_config_from_hf(torch_model("qwen3_bias", vocab_size=128).config.to_dict())
+    config = model_config_from_hf(torch_config("qwen3_bias", vocab_size=128).to_dict())
     model = new_decoder(config, mesh=make_mesh("data=2,fsdp=2,tensor=2"))
     for value in parameter_values(model).values():
         assert "all-gather" not in magnitude._largest.lower(value).compile().as_text()
