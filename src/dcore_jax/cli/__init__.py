@@ -14,6 +14,7 @@ COMMANDS = {
     "distill": "self-distillation: seeds to a verified SFT corpus",
     "preview": "data as the model will see them, before anything is trained",
     "export": "a run's checkpoint as a Hugging Face folder",
+    "eval": "a benchmark's own questions and checkers, for a model or for stored answers",
     "chat": "talk to a checkpoint, with tools",
     "demo": "the whole method at nano size, on any machine",
     "configs": "list the configs that travel with the package, or print one",

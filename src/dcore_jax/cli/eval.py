@@ -1,0 +1,40 @@
+"""`dcore eval <benchmark>`: a benchmark's own questions and checkers for a model or for stored answers."""
+
+import difflib
+import importlib
+from collections.abc import Sequence
+
+from dcore_jax.errors import UserError
+
+# Benchmark -> its line in `dcore eval --help`; each is a module of cli/evaluate with `run(arguments)`.
+BENCHMARKS: dict[str, str] = {}
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Hands the words after the benchmark's name to its module.
+
+    Raises:
+      UserError: no such benchmark.
+    """
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return
+    name, *rest = arguments
+    if name not in BENCHMARKS:
+        near = difflib.get_close_matches(name, BENCHMARKS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the benchmarks are {', '.join(BENCHMARKS)}"
+        raise UserError(f"dcore eval knows no {name!r}; {hint}")
+    importlib.import_module(f"dcore_jax.cli.evaluate.{name.replace('-', '_')}").run(rest)
+
+
+def _overview() -> str:
+    width = max(map(len, BENCHMARKS), default=0) + 2
+    return "\n".join(
+        [
+            "usage: dcore eval BENCHMARK [options]        dcore eval BENCHMARK --help",
+            "",
+            *(f"  {name:<{width}}{text}" for name, text in BENCHMARKS.items()),
+            "",
+            "Each writes summary.json, items.jsonl and report.html into --output.",
+        ]
+    )
