@@ -103,8 +103,9 @@ class Conversation:
     def _turn(self, sample: Sample) -> Turn:
         """The sample, read."""
         opened = self.history.opened(self.ids)
-        # A stop token is left out, one that the engine does not return is not there.
-        text = opened + self.history.tokenizer.decode(list(sample.content_ids))
+        # Not every server returns the token at which it stopped.
+        closed = sample.finish_reason == "stop" and sample.ids and self.history.closes(sample.ids[-1])
+        text = opened + self.history.tokenizer.decode(list(sample.ids[:-1] if closed else sample.ids))
         try:
             parsed = self.session.parse(text) or self.history.read(text, self.tools)
         except Exception as error:  # a reader of the session's own, given any text

@@ -30,6 +30,9 @@ class History(Protocol):
     @property
     def tokenizer(self) -> Any: ...
 
+    def closes(self, token: int) -> bool:
+        """Whether a turn that the engine ended with this token is closed by it; then it is no part of the turn's text."""
+
     def first(self, messages: Sequence[Message], tools: Tools) -> Ids:
         """The prompt of the first turn. Raises Malformed where the template refuses it."""
 
@@ -64,11 +67,16 @@ class _Templated:
     template: ChatTemplate
     call_format: CallFormat | None  # the notation of calls; None: any is read
     end_ids: frozenset[int]  # ids that end a turn
+    special_ids: frozenset[int]  # further control tokens, at which an engine may have been told to stop
 
     @property
     def tokenizer(self) -> Any:
         """The template's."""
         return self.template.tokenizer
+
+    def closes(self, token: int) -> bool:
+        """See History.closes."""
+        return token in self.end_ids or token in self.special_ids
 
     def first(self, messages: Sequence[Message], tools: Tools) -> Ids:
         """See History.first."""
@@ -118,7 +126,7 @@ class Bridge(_Templated):
         ids = self._ids(self._after(messages, turn, new, tools))
         if not ids or ids[0] not in self.end_ids:
             raise Malformed("the end of a turn is no token of its own")
-        if turn.ids and turn.ids[-1] in self.end_ids:
+        if turn.finish_reason == "stop" and turn.ids and self.closes(turn.ids[-1]):
             return ids[1:]
         open_thought = turn.text.lstrip().startswith(OPEN_THOUGHT) and CLOSE_THOUGHT not in turn.text
         return (*self._ids(CLOSE_THOUGHT), *ids) if open_thought else ids
@@ -211,7 +219,9 @@ def new_bridge(
         raise UserError(
             "the tokenizer has no token that ends a turn, so turns cannot be appended to one another"
         )
-    return Bridge(template, call_format or template_notation(template), ends)
+    return Bridge(
+        template, call_format or template_notation(template), ends, _special_ids(template.tokenizer)
+    )
 
 
 def new_rerender(
@@ -227,11 +237,19 @@ def new_rerender(
     """
     template = as_chat_template(tokenizer)
     notation = call_format or template_notation(template)
-    return Rerender(template, notation, end_of_turn_ids(template.tokenizer), message_of or _as_sampled)
+    tokenizer = template.tokenizer
+    return Rerender(
+        template, notation, end_of_turn_ids(tokenizer), _special_ids(tokenizer), message_of or _as_sampled
+    )
 
 
 def _as_sampled(turn: Turn) -> Message:
     return {"role": "assistant", "content": turn.text}
+
+
+def _special_ids(tokenizer: Any) -> frozenset[int]:
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(added | set(tokenizer.all_special_ids))
 
 
 def _short(messages: Sequence[Message]) -> list[Message]:
