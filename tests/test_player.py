@@ -220,7 +220,7 @@ def test_masks_token_by_token():
     assert [turn.error for turn in played.turns] == [
         None,
         "the turn did not end",
-        "the turn did not end",
+        "a thought that is not closed",
         None,
         None,
     ]

@@ -114,7 +114,7 @@ class Conversation:
             )
         if sample.finish_reason != "stop":
             self.cut["turns"] += 1
-            parsed = parsed._replace(calls=None, error=NOT_ENDED)
+            parsed = parsed._replace(calls=None, error=parsed.error or NOT_ENDED)
         self.weight_version = sample.weight_version
         return Turn(
             len(self.turns), text, parsed, sample.ids, sample.logprobs, len(self.ids), sample.finish_reason
