@@ -2,6 +2,7 @@
 
 from dcore_jax.player.history import Bridge, History, Rerender, new_bridge, new_rerender
 from dcore_jax.player.limits import Limits
+from dcore_jax.player.model import PlayableModel, open_model
 from dcore_jax.player.play import play, turn_seed
 from dcore_jax.player.session import Cut, Ended, Opening, Played, Session, TokenSequence, Turn
 from dcore_jax.player.stand_ins import BatchEngine, scripted_engine
@@ -14,6 +15,7 @@ __all__ = [
     "History",
     "Limits",
     "Opening",
+    "PlayableModel",
     "Played",
     "Rerender",
     "Session",
@@ -21,6 +23,7 @@ __all__ = [
     "Turn",
     "new_bridge",
     "new_rerender",
+    "open_model",
     "play",
     "scripted_engine",
     "turn_seed",
