@@ -13,7 +13,7 @@ FLOORS = [
     | {"kernels", "models", "weights", "checkpoint", "metrics"},
     {"data", "regions", "rewards", "advantages", "losses", "algorithms", "toolworld", "engines", "nano", "training"}
     | {"player", "preview", "report"},
-    {"sft", "rl", "distill", "evaluation", "chat", "plots", "plots_rl"},
+    {"sft", "rl", "distill", "evaluation", "chat", "serve", "plots", "plots_rl"},
     {"cli"},
 ]  # fmt: skip
 RECIPES = {"sft", "rl", "distill", "evaluation"}

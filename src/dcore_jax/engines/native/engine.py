@@ -7,7 +7,7 @@ lengths), so after a while nothing is compiled any more.
 
 import math
 from collections import Counter, OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -163,6 +163,18 @@ class NativeEngine:
     def sampled_so_far(self) -> dict[str | int, tuple[int, ...]]:
         """By request id, the ids sampled so far of each request that is being decoded."""
         return {active.request.id: tuple(active.ids) for active in self._slots.active}
+
+    def logprobs_so_far(self) -> dict[str | int, tuple[float, ...]]:
+        """By request id, the log-probabilities of `sampled_so_far`."""
+        return {active.request.id: tuple(active.logprobs) for active in self._slots.active}
+
+    def cancel(self, request_ids: Collection[str | int]) -> None:
+        """Drops submitted requests, waiting or half done; `poll` never returns them. Their slots are free at once."""
+        ids = set(request_ids)
+        self._slots.release(ids)
+        self._queue = deque(active for active in self._queue if active.request.id not in ids)
+        self._overlong = [active for active in self._overlong if active.request.id not in ids]
+        self._ready = [sample for sample in self._ready if sample.request_id not in ids]
 
     def update_weights(self, weights: Decoder | nnx.State, version: int) -> None:
         """See Engine.update_weights.
