@@ -225,7 +225,7 @@ class Conversation:
             weight_version=self.weight_version,
         )
 
-    def _limited(self, function: Callable[[], Result], seconds: float | None = None) -> Result:
+    def _limited(self, function: Callable[[], Result], seconds: int | float | None = None) -> Result:
         if self.session.instant:
             return function()
         return run_limited(function, self.limits.reply_seconds if seconds is None else seconds)

@@ -26,7 +26,7 @@ def in_thread(function: Callable[[], Result]) -> "Future[Result]":
     return future
 
 
-def run_limited(function: Callable[[], Result], seconds: float) -> Result:
+def run_limited(function: Callable[[], Result], seconds: int | float) -> Result:
     """The function's result, from a thread of its own; raises what the function raises.
 
     Raises:

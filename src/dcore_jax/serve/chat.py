@@ -27,6 +27,7 @@ class ChatPrompt:
     text: str
     begun: str  # of the model's turn, what the prompt holds already: `<think>`, or the beginning of a forced call
     tools: tuple[Mapping[str, Any], ...]  # that may be called; () for none
+    forced: str = ""  # the function that must be called
 
 
 def chat_prompt(body: Mapping[str, Any], model: PlayableModel) -> ChatPrompt:
@@ -60,16 +61,17 @@ def chat_prompt(body: Mapping[str, Any], model: PlayableModel) -> ChatPrompt:
     except Malformed as error:
         raise BadRequest(str(error), param="messages") from None
     begun = OPEN_THOUGHT + "\n" if text.rstrip().endswith(OPEN_THOUGHT) else ""
+    forced = choice.partition(":")[2]
     if choice not in ("auto", "none"):
         begun = _beginning_of_call(choice, model.notation or "qwen")
         text += begun
-    return ChatPrompt(text, begun, shown)
+    return ChatPrompt(text, begun, shown, forced)
 
 
 def chat_message(text: str, prompt: ChatPrompt, notation: str | None) -> Message:
     """The assistant's message of a whole turn: thought, content and calls apart.
 
-    Calls that cannot be read stay in the content, as the model wrote them.
+    Calls that cannot be read, or are not the function that was asked for, stay in the content, as the model wrote them.
     """
     if not prompt.tools:
         thought, answer, closed = split_thought(text)
@@ -78,7 +80,8 @@ def chat_message(text: str, prompt: ChatPrompt, notation: str | None) -> Message
         parsed = parse_response(text, notation)
     else:
         parsed, _ = parse_any_response(text, [tool_name(dict(tool)) for tool in prompt.tools])
-    if parsed.calls is None:
+    missed = prompt.forced and prompt.forced not in {call.name for call in parsed.calls or ()}
+    if parsed.calls is None or missed:
         thought, answer, closed = split_thought(text)
         return _message(thought, answer.strip() if closed else "", ())
     return _message(parsed.thought, parsed.reply, parsed.calls)
@@ -132,7 +135,8 @@ def _beginning_of_call(choice: str, notation: str) -> str:
     if not name:
         return whole[: whole.index(_PROBE)]
     argument = whole.rindex(_PROBE)
-    return whole[:argument] if notation == "python" else whole[: whole.rindex('"', 0, argument)]
+    # JSON up to the colon before the arguments: a space and what follows it are often one token.
+    return whole[:argument] if notation == "python" else whole[: whole.rindex(": {", 0, argument) + 1]
 
 
 def _with_calls_in_content(message: Message, notation: str) -> Message:

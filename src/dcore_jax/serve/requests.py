@@ -137,7 +137,7 @@ def _flag(body: Mapping[str, Any], name: str) -> bool:
     return bool(value)
 
 
-def _number(body: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:
+def _number(body: Mapping[str, Any], name: str, default: float, low: int | float, high: int | float) -> float:
     value = body.get(name)
     if value is None:
         return default
