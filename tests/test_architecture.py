@@ -12,8 +12,8 @@ FLOORS = [
     {"errors", "lazy", "atomic", "dtypes", "config", "progress", "calls", "mesh"}
     | {"kernels", "models", "weights", "checkpoint", "metrics"},
     {"data", "regions", "rewards", "advantages", "losses", "algorithms", "toolworld", "engines", "nano", "training"}
-    | {"preview", "report"},
-    {"sft", "rl", "distill", "evaluation", "chat", "plots", "plots_rl"},
+    | {"player", "preview", "report"},
+    {"sft", "rl", "distill", "evaluation", "chat", "serve", "plots", "plots_rl"},
     {"cli"},
 ]  # fmt: skip
 RECIPES = {"sft", "rl", "distill", "evaluation"}

@@ -16,6 +16,7 @@ COMMANDS = {
     "export": "a run's checkpoint as a Hugging Face folder",
     "eval": "a benchmark's own questions and checkers, for a model or for stored answers",
     "chat": "talk to a checkpoint, with tools",
+    "serve": "an OpenAI-compatible server over a checkpoint",
     "demo": "the whole method at nano size, on any machine",
     "configs": "list the configs that travel with the package, or print one",
     "doctor": "what this machine can do, and what to install for the rest",

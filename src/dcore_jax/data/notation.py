@@ -42,6 +42,17 @@ def shows_tools(tokenizer: Any) -> bool:
     return _NAME in _probe_prompt(as_chat_template(tokenizer))
 
 
+def calls_in_content(tokenizer: Any) -> bool:
+    """Whether the template states its notation in a comment: then calls of the history belong in the content, written in it.
+
+    Args:
+      tokenizer: with a chat template, or a `ChatTemplate`.
+    """
+    return bool(
+        _STATED.search(str(getattr(as_chat_template(tokenizer).tokenizer, "chat_template", None) or ""))
+    )
+
+
 def template_notation(tokenizer: Any) -> CallFormat | None:
     """The notation in which the tokenizer's chat template writes a call when it is given tools; None where it shows no tools.
 

@@ -1,5 +1,6 @@
 """The slots as the host sees them: which request each holds, how far it is, and the arrays that tell the device."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -94,6 +95,13 @@ class Slots:
             self._stop_ids = np.concatenate([self._stop_ids, np.full_like(self._stop_ids, -1)], axis=1)
         self._stop_ids[slot] = -1
         self._stop_ids[slot, : len(active.stop_ids)] = sorted(active.stop_ids)
+
+    def release(self, request_ids: Collection[str | int]) -> None:
+        """Makes the slots of these requests idle again, whatever they have sampled."""
+        for slot, active in enumerate(self._active):
+            if active is not None and active.request.id in request_ids:
+                self._active[slot] = None
+                self._rows["left"][slot] = 0
 
     def positions_needed(self, steps: int) -> int:
         """Capacity that the cache needs for `steps` more tokens in every busy slot."""
