@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dcore_jax.errors import UserError
 
 # Benchmark -> its line in `dcore eval --help`; each is a module of cli/evaluate with `run(arguments)`.
-BENCHMARKS: dict[str, str] = {}
+BENCHMARKS: dict[str, str] = {
+    "bfcl": "the Berkeley Function Calling Leaderboard, v3 and v4, by its own checkers",
+}
 
 
 def run(arguments: Sequence[str]) -> None:
