@@ -1,8 +1,8 @@
 """The one file that knows `bfcl-eval`: its data, its checkers and its tool classes, in a process of its own.
 
-It is started as a script (../client.py) with a folder that install.py filled, imports nothing of dcore_jax, reads a request a
-line and writes an answer a line. So the two versions of `bfcl-eval`, which share a package name, never meet; JAX is not loaded where
-a JSON file is scored; and a checker that hangs or dies takes no run with it.
+It is started as a script (../client.py) with a folder that install.py filled, imports nothing of dcore_jax, and answers a request
+a line. So the two versions of `bfcl-eval`, which share a package name, never meet; JAX is not loaded where a file is scored; and
+a checker that hangs or dies takes no run with it.
 
 No text of a model is evaluated here. `bfcl-eval` decodes arithmetic inside an argument with `eval`, and runs the calls of its
 multi-turn categories as strings through `eval`: the first is replaced by `arithmetic`, the second only ever sees what
@@ -17,38 +17,18 @@ import inspect
 import json
 import os
 import re
-import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 sys.path.insert(0, os.path.dirname(__file__))
-from literal_calls import NO_TOOL, NotDecoded, arithmetic, rebuilt
+from item_limit import ItemTimeout, time_limit
+from literal_calls import NO_TOOL, NotDecoded, arithmetic, named_arguments, rebuilt
 
 SESSION = "session"  # begins the names of a conversation's instances
 MODEL = "dcore"  # the name under which an instance of a tool class is kept
 UNDERSCORES = "dcore-underscores"  # a model whose function names hold `_` where the benchmark's hold `.`
-
-
-class ItemTimeout(BaseException):
-    """An item took too long; no Exception, since the tools' executor catches those."""
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raises ItemTimeout inside the block once `seconds` have passed; main thread only."""
-
-    def stop(*_: Any) -> None:
-        raise ItemTimeout
-
-    signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 class Benchmark:
@@ -91,6 +71,10 @@ class Benchmark:
     def ids(self, category: str) -> list[str]:
         """Ids of a category's questions in the benchmark's order; v3's live_relevance lists one of them twice."""
         return [entry["id"] for entry in self.entries(category)]
+
+    def references_of(self, category: str) -> list[dict[str, Any]]:
+        """The reference answers beside `ids(category)`."""
+        return self.references(category)
 
     def model(self, name: str) -> dict[str, Any] | None:
         """What the benchmark's list of models says of a name, as a folder or a user may spell it."""
@@ -278,16 +262,18 @@ class Benchmark:
         calls = self._steps_calls(step, style)
         return {"calls": calls, "results": [self._run(session, entry, call, methods) for call in calls]}
 
-    def reference_steps(self, category: str, index: int) -> list[list[str]]:
-        """The reference calls of every turn, as strings."""
-        return self.references(category)[index]["ground_truth"]
+    def reference_calls(self, category: str, index: int) -> list[list[dict[str, Any]]]:
+        """The reference calls of every turn, as `{name: {parameter: value}}`."""
+        methods = self._methods(tuple(self.entries(category)[index]["involved_classes"]))
+        turns = self.references(category)[index]["ground_truth"]
+        return [[named_arguments(call, methods) for call in turn] for turn in turns]
 
     def close(self, session: str) -> None:
         """Ends a session and forgets its tools."""
         self.sessions.pop(session, None)
         self._forget_instances(f"{SESSION}_{session}_")
 
-    def _run(self, session: str, entry: Mapping[str, Any], call: str, methods: Mapping[str, str]) -> str:
+    def _run(self, session: str, entry: Mapping[str, Any], call: str, methods: Mapping[str, Any]) -> str:
         safe = rebuilt(call, methods)
         if safe == NO_TOOL:
             return f"Error during execution: name {call.split('(')[0]!r} is not defined"
@@ -341,13 +327,10 @@ class Benchmark:
     def _lines(self, path: Any) -> list[dict[str, Any]]:
         return self.utils.load_file(path, sort_by_id=True)
 
-    def _methods(self, classes: tuple[str, ...]) -> dict[str, str]:
-        """Public methods of the classes, to their class."""
-        return {
-            name: one
-            for one in classes
-            for name in _public_methods(self.executor.CLASS_FILE_PATH_MAPPING[one], one)
-        }
+    def _methods(self, classes: tuple[str, ...]) -> dict[str, list[str]]:
+        """Public methods of the classes, to the names of their parameters."""
+        modules = self.executor.CLASS_FILE_PATH_MAPPING
+        return {name: given for one in classes for name, given in _public_methods(modules[one], one).items()}
 
     def _forget_instances(self, prefix: str = MODEL) -> None:
         """Drops the tools' state, which `bfcl-eval` keeps among a module's globals for ever."""
@@ -376,10 +359,14 @@ def _replace_eval(handlers: Any) -> None:
 
 
 @cache
-def _public_methods(module: str, name: str) -> tuple[str, ...]:
+def _public_methods(module: str, name: str) -> dict[str, list[str]]:
     kind = getattr(importlib.import_module(module), name)
     found = inspect.getmembers(kind, predicate=inspect.isfunction)
-    return tuple(method for method, _ in found if not method.startswith("_"))
+    return {
+        method: list(inspect.signature(function).parameters)[1:]
+        for method, function in found
+        if not method.startswith("_")
+    }
 
 
 def _line(error: Any) -> str:

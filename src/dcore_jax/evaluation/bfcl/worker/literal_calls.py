@@ -2,7 +2,7 @@
 
 import ast
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -44,6 +44,19 @@ def _is_literal(node: ast.AST | None, methods: Mapping[str, Any]) -> bool:
             node.operand.value, int | float | complex
         )
     return node is not None and _is_tool_call(node, methods)
+
+
+def named_arguments(call: str, parameters: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
+    """A reference call with every argument under its parameter's name: `{name: {parameter: value}}`.
+
+    Args:
+      parameters: names of a tool's parameters in their order, by tool.
+    """
+    node = ast.parse(call, mode="eval").body
+    assert isinstance(node, ast.Call) and isinstance(node.func, ast.Name), call
+    given = dict(zip(parameters[node.func.id], (ast.literal_eval(value) for value in node.args)))
+    given |= {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
+    return {node.func.id: given}
 
 
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
