@@ -4,10 +4,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from dcore_jax.cli.options import parse_options
 from dcore_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dcore_jax.evaluation.bfcl.styles import Mode
+    from dcore_jax.evaluation.summary import Evaluation
 
 
 @dataclass(frozen=True)
@@ -43,25 +47,48 @@ def run(arguments: Sequence[str]) -> None:
     )
     if not options.results:
         raise UserError("give --results <folder of BFCL_v3_<category>_result.json files>")
-    from dcore_jax.evaluation.bfcl.results import find_result_files
-    from dcore_jax.evaluation.bfcl.score import score_results
     from dcore_jax.evaluation.summary import summary_text, write_evaluation
 
     start = time.monotonic()
-    _, files = find_result_files(options.results, options.model_name)
-    version = options.bfcl_version or max(file.version for file in files)
-    evaluation = score_results(
+    evaluation = score_stored(
         options.results,
-        installed(version, options.bfcl_folder),
-        version,
-        model_name=options.model_name,
+        options.model_name,
+        version=options.bfcl_version,
         categories=options.categories,
         mode=options.mode,
         seconds=options.item_seconds,
+        folder=options.bfcl_folder,
     )
     page = write_evaluation(options.output, evaluation, seconds=time.monotonic() - start)
     print(summary_text(evaluation))
     print(f"wrote {page} and summary.json")
+
+
+def score_stored(
+    results: str,
+    model_name: str | None,
+    *,
+    version: str | None = None,
+    categories: Sequence[str] = (),
+    mode: "Mode" = "auto",
+    seconds: float = 30.0,
+    folder: str | None = None,
+) -> "Evaluation":
+    """The evaluation of stored outputs; None as version: that of the files."""
+    from dcore_jax.evaluation.bfcl.results import find_result_files
+    from dcore_jax.evaluation.bfcl.score import score_results
+
+    _, files = find_result_files(results, model_name)
+    version = version or max(file.version for file in files)
+    return score_results(
+        results,
+        installed(version, folder),
+        version,
+        model_name=model_name,
+        categories=categories,
+        mode=mode,
+        seconds=seconds,
+    )
 
 
 def installed(version: str, folder: str | None) -> Path:
