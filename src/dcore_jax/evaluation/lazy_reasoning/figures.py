@@ -129,7 +129,7 @@ def _save(draw: Callable[[Sequence[Any]], None], out: Path, columns: int) -> Pat
 
     columns = max(columns, 1)
     figure = Figure(figsize=(7.0 if columns == 1 else 4.6 * columns, 4.2), dpi=125, layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
+    axes = list(figure.subplots(1, columns, squeeze=False)[0])
     draw(axes)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)

@@ -90,7 +90,7 @@ def lazy_text(report: LazyReport) -> str:
 
 def _by_outcome(found: tuple[Measured, ...], field: str) -> dict[str, list[float]]:
     return {
-        label: [getattr(one, field) for one in found if one.thought.correct is outcome]
+        label: [float(getattr(one, field)) for one in found if one.thought.correct is outcome]
         for label, outcome in (("right", True), ("wrong", False))
     }
 
