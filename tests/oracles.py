@@ -43,6 +43,24 @@ def rendered_by_renderers(conversations: Sequence[dict[str, Any]], folder: Path)
     )
 
 
+def bridged_by_renderers(cases: Sequence[dict[str, Any]], folder: Path) -> list[list[int] | None]:
+    """The whole next prompt of each case (`prompt` and `sample` as ids, `messages` after them, `tools`) by `renderers`."""
+    packages = _made("renderers", lambda out: _pip_install(out, *RENDERERS))
+    return _in_another_process(_BRIDGE, packages, {"folder": str(folder), "cases": list(cases)})
+
+
+_BRIDGE = """
+from renderers import Qwen3RendererConfig, create_renderer
+from transformers import AutoTokenizer
+
+config = Qwen3RendererConfig(thinking_retention="all")
+renderer = create_renderer(AutoTokenizer.from_pretrained(given["folder"]), config)
+found = [
+    renderer.bridge_to_next_turn(c["prompt"], c["sample"], c["messages"], tools=c["tools"] or None) for c in given["cases"]
+]
+answer = [None if bridged is None else list(bridged.token_ids) for bridged in found]
+"""
+
 _RENDER = """
 from renderers import Qwen3RendererConfig, create_renderer
 from transformers import AutoTokenizer

@@ -13,10 +13,11 @@ from dcore_jax.data import parse_record, render
 from dcore_jax.data.rendering import end_of_turn_ids
 from dcore_jax.data.tokenizer import load_tokenizer
 from dcore_jax.models import model_config_from_hf
+from dcore_jax.player import Turn, new_bridge
 from dcore_jax.rl.prompts import read_questions, render_prompts
 from dcore_jax.weights import export_decoder, new_decoder
 from generated_conversations import conversations
-from oracles import qwen3_folder, rendered_by_renderers
+from oracles import bridged_by_renderers, qwen3_folder, rendered_by_renderers
 from qwen_tokenizer import qwen_tokenizer
 
 pytestmark = pytest.mark.network
@@ -119,6 +120,34 @@ def test_prompts_of_reinforcement_learning_are_what_a_server_would_be_sent(token
     assert not rejections.counts
     for row, prompt in zip(rows, prompts, strict=True):
         assert list(prompt.ids) == template_ids(tokenizer, row["messages"], row["tools"], True)
+
+
+def test_the_bridge_to_the_next_turn_is_that_of_renderers(tokenizer, drawn):
+    """After turns that ended, that ended with the other end token, and that were cut, in a thought and behind it."""
+    bridge, cases, ours = new_bridge(tokenizer), [], []
+    for number, c in enumerate(drawn[:300]):
+        roles = [message["role"] for message in c["messages"]]
+        for at, role in enumerate(roles):
+            end = next((i for i in range(at + 1, len(roles)) if roles[i] == "assistant"), len(roles))
+            if role != "assistant" or end == at + 1:
+                continue
+            before, new = c["messages"][:at], c["messages"][at + 1 : end]
+            prompt = template_ids(tokenizer, before, c["tools"], True)
+            whole = template_ids(tokenizer, c["messages"][: at + 1], c["tools"], False)
+            ids = whole[len(prompt) : -1]  # without the line break behind the end of the turn
+            how = (number + at) % 3
+            reason = "stop" if how < 2 else "length"
+            if how == 1:
+                ids = [*ids[:-1], tokenizer.convert_tokens_to_ids("<|endoftext|>")]
+            if how == 2:
+                ids = ids[: 1 + number % (len(ids) - 1)]
+            text = tokenizer.decode(ids[:-1] if reason == "stop" else ids)
+            turn = Turn(0, text, bridge.read(text, c["tools"]), tuple(ids), (), len(prompt), reason)
+            cases.append({"prompt": prompt, "sample": ids, "messages": new, "tools": c["tools"]})
+            ours.append([*prompt, *ids, *bridge.between(before, turn, new, c["tools"] or None)])
+    theirs = bridged_by_renderers(cases, qwen3_folder())
+    assert len(cases) > 300
+    assert ours == theirs
 
 
 def test_the_tokenizer_that_the_other_tests_rebuild_is_the_released_one(tokenizer, drawn):

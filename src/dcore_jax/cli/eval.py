@@ -10,6 +10,7 @@ from dcore_jax.errors import UserError
 BENCHMARKS: dict[str, str] = {
     "bfcl": "the Berkeley Function Calling Leaderboard, v3 and v4, by its own checkers",
     "compare": "two evaluations of one benchmark, item by item: dcore eval compare A B",
+    "toolworld": "held-out tasks of the tool world, played with any engine",
 }
 
 

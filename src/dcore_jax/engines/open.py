@@ -44,6 +44,7 @@ def open_engine(
     mesh: Mesh | None = None,
     weight_version: int = 0,
     progress: bool = False,
+    steps_per_dispatch: int = 32,
 ) -> Engine:
     """The engine of that config, ready to generate. Close it when done.
 
@@ -57,6 +58,7 @@ def open_engine(
       mesh: of the native engine.
       weight_version: of the weights it starts with.
       progress: show a bar while many requests are under way (vLLM).
+      steps_per_dispatch: of the native engine: tokens per slot between two looks at what was sampled.
 
     Raises:
       UserError: a package that is missing, or whatever the engine cannot work with.
@@ -69,6 +71,7 @@ def open_engine(
             max_length=max_length,
             eos_token_ids=eos_token_ids,
             mesh=mesh,
+            steps_per_dispatch=steps_per_dispatch,
             first_length=config.cache_length,
             weight_version=weight_version,
         )

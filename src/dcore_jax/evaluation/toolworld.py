@@ -14,16 +14,29 @@ from pathlib import Path
 from typing import Any
 
 from dcore_jax import load_hf
-from dcore_jax.calls import JSON, Call, CallFormat, calls_equal, parse_response, render_calls
-from dcore_jax.data.chat_template import ChatTemplate, as_chat_template, chat_template, render_chat
-from dcore_jax.data.files import Malformed
-from dcore_jax.engines.engine import Request, Sample, SamplingParams
+from dcore_jax.calls import JSON, Call, CallFormat, calls_equal, render_calls
+from dcore_jax.data.chat_template import chat_template
+from dcore_jax.engines.engine import Engine, Request, Sample, SamplingParams
 from dcore_jax.engines.native import NativeEngine
 from dcore_jax.errors import UserError
-from dcore_jax.progress import progress_bar
+from dcore_jax.player import (
+    BatchEngine,
+    History,
+    Limits,
+    Opening,
+    Played,
+    Rerender,
+    Session,
+    Turn,
+    new_rerender,
+    play,
+)
 from dcore_jax.toolworld import Task, ToolWorld, generate_tasks, opening_messages
 from dcore_jax.toolworld.task import MAX_SUBTASKS
 from dcore_jax.weights import stop_token_ids
+
+_LENGTH = 1024  # tokens of a task's whole conversation, as the nano models were trained
+_NO_LIMIT = 2**31
 
 
 @dataclass(frozen=True)
@@ -62,16 +75,27 @@ class Attempt:
         return _facts(self.reply) == _facts(self.task.answer)
 
 
-@dataclass
-class _Conversation:
-    task: Task
-    world: ToolWorld
-    messages: list[dict[str, Any]]
-    turns: list[str]
-    calls: list[Call]
-    error: str | None = None
-    reply: str = ""
-    active: bool = True  # the model's turn
+class TaskSession(Session):
+    """A task as a conversation: its tools run on a world of its own, and nobody says more than the request."""
+
+    instant = True  # the tools do a bounded amount of work
+
+    def __init__(self, task: Task, call_format: CallFormat):
+        self.id, self.task, self.world = task.id, task, ToolWorld()
+        self._call_format = call_format
+
+    def open(self) -> Opening:
+        """The task's request in the world's initial state."""
+        self.world.reset(self.task)
+        return Opening(opening_messages(self.task, self._call_format), self.task.tools)
+
+    def call(self, call: Call) -> str:
+        """What the world answers."""
+        return self.world.call(call).content
+
+    def reward(self) -> float:
+        """By state: 1 where the world is as the reference leaves it. Calls and reply are judged by `Attempt`."""
+        return float(self.world.state == self.task.final_state)
 
 
 def solve(
@@ -89,7 +113,7 @@ def solve(
     A conversation ends with a turn that makes no call or cannot be parsed, and after `max_turns`.
 
     Args:
-      generate: an engine's: requests in, samples out in the same order.
+      generate: an engine's: requests in, samples out in the same order. For an engine itself: `play_tasks`.
       tokenizer: with a chat template, or a `ChatTemplate`.
       sampling: None: greedy, at most 256 tokens a turn.
 
@@ -97,69 +121,58 @@ def solve(
       UserError: the chat template fails on a task.
     """
     sampling = sampling or SamplingParams(max_tokens=256, temperature=0.0)
-    template = as_chat_template(tokenizer)
-    conversations = []
-    for task in tasks:
-        world = ToolWorld()
-        world.reset(task)
-        conversations.append(_Conversation(task, world, opening_messages(task, call_format), [], []))
-    bar = progress_bar(len(tasks), desc="solving", unit="task", transient=True, disable=not progress)
-    for turn in range(max_turns):
-        waiting = [conversation for conversation in conversations if conversation.active]
-        if not waiting:
-            break
-        requests = [
-            Request(tuple(_prompt(conversation, template)), sampling, id=i)
-            for i, conversation in enumerate(waiting)
-        ]
-        for conversation, sample in zip(waiting, generate(requests), strict=True):
-            ended = sample.finish_reason == "stop"
-            _take_turn(
-                conversation,
-                template.tokenizer.decode(sample.content_ids),
-                call_format,
-                ended,
-                last=turn == max_turns - 1,
-            )
-            bar.update(not conversation.active)
-    bar.close()
-    return [
-        Attempt(c.task, tuple(c.turns), tuple(c.calls), c.error, c.world.state, c.reply)
-        for c in conversations
-    ]
+    history = training_history(tokenizer, call_format)
+    limits = Limits(
+        max_tokens=sampling.max_tokens, max_turns=max_turns, max_length=_NO_LIMIT, at_once=max(1, len(tasks))
+    )
+    return play_tasks(tasks, BatchEngine(generate), history, limits, sampling=sampling, progress=progress)
 
 
-def _prompt(conversation: _Conversation, template: ChatTemplate) -> list[int]:
-    try:
-        text = render_chat(
-            template, conversation.messages, conversation.task.tools, add_generation_prompt=True
-        )
-    except Malformed as problem:
-        raise UserError(f"task {conversation.task.id}: {problem}") from None
-    return template.tokenizer(text, add_special_tokens=False)["input_ids"]
+def training_history(tokenizer: Any, call_format: CallFormat) -> Rerender:
+    """History as in training records: every prompt is rendered anew, with calls in the content and without thoughts."""
+
+    def message_of(turn: Turn) -> dict[str, Any]:
+        return {
+            "role": "assistant",
+            "content": render_calls(turn.calls, call_format) if turn.calls else turn.text,
+        }
+
+    return new_rerender(tokenizer, call_format=call_format, message_of=message_of)
 
 
-def _take_turn(
-    conversation: _Conversation, text: str, call_format: CallFormat, ended: bool, *, last: bool
-) -> None:
-    """Parses the model's turn, runs its calls and adds both to the conversation, or ends it."""
-    conversation.turns.append(text)
-    response = parse_response(text, call_format)
-    conversation.reply = response.reply
-    if not ended or response.calls is None:
-        conversation.error = response.error or "the turn did not end"
-    elif response.calls:
-        conversation.calls += response.calls
-        observed = [conversation.world.call(call) for call in response.calls]
-        if last:
-            conversation.error = "too many turns"
-        else:
-            # The history as in training records: calls in the content, without the thought.
-            conversation.messages.append(
-                {"role": "assistant", "content": render_calls(response.calls, call_format)}
-            )
-            conversation.messages += [{"role": "tool", "content": found.content} for found in observed]
-    conversation.active = conversation.error is None and bool(response.calls)
+def play_tasks(
+    tasks: Sequence[Task],
+    engine: Engine,
+    history: History,
+    limits: Limits,
+    *,
+    sampling: SamplingParams | None = None,
+    progress: bool = False,
+) -> list[Attempt]:
+    """Plays every task with that engine; arguments as of `player.play`.
+
+    Raises:
+      UserError: the chat template fails on a task.
+    """
+    call_format = getattr(history, "call_format", None) or "python"
+    sessions = [TaskSession(task, call_format) for task in tasks]
+    played = play(sessions, engine, history, limits, sampling=sampling, progress=progress, desc="solving")
+    return [_attempt(session, one) for session, one in zip(sessions, played, strict=True)]
+
+
+def _attempt(session: TaskSession, played: Played) -> Attempt:
+    task = session.task
+    if played.ended == "failed":
+        raise UserError(f"task {task.id}: {played.error}")
+    last = played.turns[-1] if played.turns else None
+    error = last.error if last is not None else None
+    if played.ended == "turns":
+        error = "too many turns"
+    elif played.ended == "length":
+        error = error or "the conversation is too long"
+    texts = tuple(turn.text for turn in played.turns)
+    reply = last.parsed.reply if last is not None else ""
+    return Attempt(task, texts, played.calls, error, session.world.state, reply)
 
 
 def accuracy_table(stages: Mapping[str, Sequence[Attempt]]) -> str:
@@ -221,9 +234,10 @@ def attempt_tasks(model: Path, tasks: Sequence[Task]) -> list[Attempt]:
 
     decoder, tokenizer = load_hf(model), AutoTokenizer.from_pretrained(model)
     ends = sorted(stop_token_ids(Path(model), tokenizer))
-    engine = NativeEngine(decoder, slots=32, max_length=1024, eos_token_ids=ends)
+    engine = NativeEngine(decoder, slots=32, max_length=_LENGTH, eos_token_ids=ends)
     template = chat_template(tokenizer, began=datetime.now())  # one date for all tasks
-    attempts = solve(tasks, engine.generate, template, progress=True)
+    limits = Limits(max_length=_LENGTH, max_tokens=256, max_turns=8)
+    attempts = play_tasks(tasks, engine, training_history(template, "python"), limits, progress=True)
     engine.close()
     return attempts
 

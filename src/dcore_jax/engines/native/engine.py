@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -31,6 +32,18 @@ _KEPT_PREFILLS = 4
 
 _new_blocks = partial(jax.jit, static_argnums=(0, 1, 2, 3))(kv.zeros)
 _inserted = partial(jax.jit, donate_argnums=0)(kv.insert)
+
+
+class SlotSteps(NamedTuple):
+    """How busy an engine's slots were."""
+
+    busy: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """Of slots that were busy, on average over the decoding steps."""
+        return self.busy / max(self.total, 1)
 
 
 class NativeEngine:
@@ -101,6 +114,7 @@ class NativeEngine:
         self._ready: list[Sample] = []  # finished during a `generate`, to be polled
         self._next_number = 0
         self._counts: Counter[str] = Counter()
+        self._busy_steps = self._slot_steps = 0
         self._weights: RolloutWeights | None = None
         self.update_weights(decoder, weight_version)
 
@@ -115,6 +129,11 @@ class NativeEngine:
     @property
     def stats(self) -> EngineStats:
         return EngineStats(**self._counts)
+
+    @property
+    def occupancy(self) -> SlotSteps:
+        """Decoding steps of all slots since it was created, and those in which a slot had a request."""
+        return SlotSteps(self._busy_steps, self._slot_steps)
 
     def generate(self, requests: Sequence[Request]) -> list[Sample]:
         """See Engine.generate. A prompt of `max_length` tokens or more comes back with finish reason `overlong`."""
@@ -134,9 +153,12 @@ class NativeEngine:
         self._enqueue(requests)
 
     def poll(self) -> list[Sample]:
-        """See Engine.poll. Admits waiting requests and runs one dispatch."""
+        """See Engine.poll. Admits waiting requests and runs one dispatch.
+
+        The dispatch ends when a sixteenth of the slots has finished, so that who polls can ask again for those slots.
+        """
         ready, self._ready = self._ready, []
-        return ready + [active.sample(self._version) for active in self._advance()]
+        return ready + [active.sample(self._version) for active in self._advance(may_refill=True)]
 
     def sampled_so_far(self) -> dict[str | int, tuple[int, ...]]:
         """By request id, the ids sampled so far of each request that is being decoded."""
@@ -192,15 +214,19 @@ class NativeEngine:
             (self._queue if active.max_tokens > 0 else self._overlong).append(active)
         return numbers
 
-    def _advance(self) -> list[ActiveRequest]:
-        """Admits waiting requests and runs one dispatch; returns the requests that finished."""
+    def _advance(self, *, may_refill: bool = False) -> list[ActiveRequest]:
+        """Admits waiting requests and runs one dispatch; returns the requests that finished.
+
+        Args:
+          may_refill: the caller may submit more when it sees what finished.
+        """
         if self._weights is None:
             raise RuntimeError("the engine is closed")
         finished, self._overlong = self._overlong, []
         with self._in_mesh():
             self._admit()
             if self._slots.busy:
-                finished += self._dispatch()
+                finished += self._dispatch(early=bool(self._queue) or may_refill)
         for active in finished:
             self._counts["requests"] += 1
             self._counts["prompt_tokens"] += len(active.request.prompt_ids)
@@ -208,9 +234,9 @@ class NativeEngine:
             self._counts[active.sample(self._version).finish_reason] += 1
         return finished
 
-    def _dispatch(self) -> list[ActiveRequest]:
-        # Where requests wait, a few finished slots are worth an early end; else the dispatch runs all of its steps.
-        finish_threshold = max(1, self._slot_count // 16) if self._queue else self._slot_count + 1
+    def _dispatch(self, *, early: bool) -> list[ActiveRequest]:
+        # Where requests wait, or may come, a few finished slots are worth an early end; else the dispatch runs all of its steps.
+        finish_threshold = max(1, self._slot_count // 16) if early else self._slot_count + 1
         self._resize_cache(self._slots.positions_needed(self._steps))
         rows, sampling, stop_ids = self._slots.arrays()
         self._cache, decoded = decode(
@@ -229,6 +255,8 @@ class NativeEngine:
             raise UserError(
                 f"weights of version {self._version} give logits that are not finite; go back to an earlier checkpoint"
             )
+        self._busy_steps += int(decoded.sampled.sum())
+        self._slot_steps += self._slot_count * int(decoded.sampled.max())
         return self._slots.advance(decoded)
 
     def _resize_cache(self, positions: int) -> None:
