@@ -240,33 +240,28 @@ def test_a_models_text_is_not_run(tmp_path, bfcl):
             "score", category="multi_turn_base", rows=[[0, [[text], [text], [text], [text]]]], style=prompt
         )
         client.ask("open", session="s", category="multi_turn_base", index=0)
-        for name in (f"{attack} or cd", "cd"):
-            step = [
-                {
-                    name: json.dumps(
-                        {"folder": "x", "y=" + attack + ", z": 1} if name == "cd" else {"folder": "x"}
-                    )
-                }
-            ]
-            answer = client.ask("act", session="s", step=step, style=calls)
-            assert "Error" in answer["results"][0]
-        open_call = client.ask("act", session="s", step=f"[open(file={str(bait)!r}, mode='w')]", style=prompt)
-        assert "not defined" in open_call["results"][0]
+        steps = [
+            ([{f"{attack} or cd": json.dumps({"folder": "x"})}], calls),
+            ([{"cd": json.dumps({"folder": "x", "y=" + attack + ", z": 1})}], calls),
+            (f"[open(file={str(bait)!r}, mode='w')]", prompt),
+        ]
+        for step, style in steps:
+            (call,) = client.ask("calls_of", step=step, style=style)
+            assert "not defined" in client.ask("run_call", session="s", call=call)
     assert not bait.exists()
 
 
 def test_sessions_keep_their_tools_apart(bfcl):
     version, folder = bfcl
-    style = {"kind": "prompt", "underscores": False}
     with Client(folder, version) as client:
         for session in ("a", "b"):
             client.ask("open", session=session, category="multi_turn_base", index=0)
-        client.ask("act", session="a", step="[mkdir(dir_name='new_here')]", style=style)
-        here, there = (client.ask("act", session=s, step="[ls()]", style=style)["results"][0] for s in "ab")
+        client.ask("run_call", session="a", call="mkdir(dir_name='new_here')")
+        here, there = (client.ask("run_call", session=session, call="ls()") for session in "ab")
         assert "new_here" in here and "new_here" not in there
         client.ask("close", session="a")
         client.ask("open", session="a", category="multi_turn_base", index=0)
-        assert client.ask("act", session="a", step="[ls()]", style=style)["results"][0] == there
+        assert client.ask("run_call", session="a", call="ls()") == there
 
 
 def test_the_reference_calls_are_right_in_every_multi_turn_category(bfcl):

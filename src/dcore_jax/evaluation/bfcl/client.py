@@ -8,7 +8,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from dcore_jax.errors import UserError
 
@@ -17,6 +17,13 @@ _WORKER = Path(__file__).parent / "worker" / "adapter.py"
 
 class WorkerEnded(UserError):
     """The process of bfcl-eval is gone."""
+
+
+@runtime_checkable
+class Answers(Protocol):
+    """What generation needs of a `Client`: an answer to each request of worker/adapter.py."""
+
+    def ask(self, method: str, /, **arguments: Any) -> Any: ...
 
 
 class Client:
@@ -53,8 +60,8 @@ class Client:
         self._process.wait()
         self._process = self._start()
 
-    def ask(self, call: str, **arguments: Any) -> Any:
-        """The answer of the worker's method `call`.
+    def ask(self, method: str, /, **arguments: Any) -> Any:
+        """The answer of the worker's method.
 
         Raises:
           WorkerEnded: the process has died.
@@ -64,7 +71,7 @@ class Client:
         with self._lock:
             try:
                 # Escaped to ASCII: a lone surrogate in an answer passes through.
-                self._process.stdin.write(json.dumps({"call": call, "arguments": arguments}) + "\n")
+                self._process.stdin.write(json.dumps({"call": method, "arguments": arguments}) + "\n")
                 self._process.stdin.flush()
                 line = self._process.stdout.readline()
             except (OSError, ValueError):
@@ -76,7 +83,7 @@ class Client:
             )
         reply = json.loads(line)
         if "error" in reply:
-            raise UserError(f"bfcl-eval: {call}: {reply['error']}")
+            raise UserError(f"bfcl-eval: {method}: {reply['error']}")
         return reply["answer"]
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from dcore_jax.evaluation.summary import Evaluation
 from dcore_jax.report import Count
 
 # In percent. D-CORE (arXiv 2602.02160): overall of BFCL v3 and its multi-turn group, with the base models that it measured.
@@ -13,6 +14,7 @@ _PUBLISHED_V3: dict[str, dict[str, float]] = {
     "Qwen3-4B-2507 (ResT's paper)": {"multi_turn": 48.00},
     "ResT, Qwen3-4B-2507 (paper)": {"multi_turn": 50.38},
 }
+_COLUMNS = ("non_live", "live", "multi_turn", "overall")
 _MULTI_TURN = ("base", "miss_func", "miss_param", "long_context")
 _LIVE = ("simple", "multiple", "parallel", "parallel_multiple")
 
@@ -50,6 +52,21 @@ def group_accuracies(
     if version == "v3":
         groups["overall"] = _mean(groups, ("non_live", "live", "multi_turn"))
     return {name: value for name, value in groups.items() if value is not None}
+
+
+def table_text(evaluation: Evaluation, version: str) -> str:
+    """Group figures in percent beside the published rows, as D-CORE's Table 1 has them; empty where ours has none."""
+    ours = {name: 100 * value for name in _COLUMNS if (value := evaluation.metrics.get(name)) is not None}
+    if not ours:
+        return ""
+    rows: dict[str, Mapping[str, float]] = {evaluation.model: ours, **published_rows(version)}
+    width = max(map(len, rows))
+    lines = [f"{'':<{width}}" + "".join(f"{name:>12}" for name in _COLUMNS)]
+    lines += [
+        f"{name:<{width}}" + "".join(f"{row[c]:>12.1f}" if c in row else f"{'':>12}" for c in _COLUMNS)
+        for name, row in rows.items()
+    ]
+    return "\n".join(lines)
 
 
 def _mean(shares: Mapping[str, float | None], names: tuple[str, ...] | list[str]) -> float | None:

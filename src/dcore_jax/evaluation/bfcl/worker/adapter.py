@@ -255,26 +255,14 @@ class Benchmark:
         """Starts an item's tools, apart from those of every other session."""
         self.sessions[session] = self.entries(category)[index]
 
-    def act(self, session: str, step: Any, style: Mapping[str, Any]) -> dict[str, Any]:
-        """Runs the calls of one step: `calls` as strings and `results`, one for each."""
+    def calls_of(self, step: Any, style: Mapping[str, Any]) -> list[str]:
+        """The calls of one step as strings; empty where there are none or they cannot be read: then the turn is over."""
+        return self._steps_calls(step, style)
+
+    def run_call(self, session: str, call: str) -> str:
+        """What one call returns, as the text that the model is shown."""
         entry = self.sessions[session]
-        methods = self._methods(tuple(entry["involved_classes"]))
-        calls = self._steps_calls(step, style)
-        return {"calls": calls, "results": [self._run(session, entry, call, methods) for call in calls]}
-
-    def reference_calls(self, category: str, index: int) -> list[list[dict[str, Any]]]:
-        """The reference calls of every turn, as `{name: {parameter: value}}`."""
-        methods = self._methods(tuple(self.entries(category)[index]["involved_classes"]))
-        turns = self.references(category)[index]["ground_truth"]
-        return [[named_arguments(call, methods) for call in turn] for turn in turns]
-
-    def close(self, session: str) -> None:
-        """Ends a session and forgets its tools."""
-        self.sessions.pop(session, None)
-        self._forget_instances(f"{SESSION}_{session}_")
-
-    def _run(self, session: str, entry: Mapping[str, Any], call: str, methods: Mapping[str, Any]) -> str:
-        safe = rebuilt(call, methods)
+        safe = rebuilt(call, self._methods(tuple(entry["involved_classes"])))
         if safe == NO_TOOL:
             return f"Error during execution: name {call.split('(')[0]!r} is not defined"
         try:
@@ -290,6 +278,17 @@ class Benchmark:
                 return results[0]
         except ItemTimeout:
             return f"Error during execution: stopped after {self.seconds:g} s"
+
+    def reference_calls(self, category: str, index: int) -> list[list[dict[str, Any]]]:
+        """The reference calls of every turn, as `{name: {parameter: value}}`."""
+        methods = self._methods(tuple(self.entries(category)[index]["involved_classes"]))
+        turns = self.references(category)[index]["ground_truth"]
+        return [[named_arguments(call, methods) for call in turn] for turn in turns]
+
+    def close(self, session: str) -> None:
+        """Ends a session and forgets its tools."""
+        self.sessions.pop(session, None)
+        self._forget_instances(f"{SESSION}_{session}_")
 
     # -- data and tools -----------------------------------------------------------------------------------------------------
 
