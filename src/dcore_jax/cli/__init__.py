@@ -15,6 +15,7 @@ COMMANDS = {
     "preview": "data as the model will see them, before anything is trained",
     "export": "a run's checkpoint as a Hugging Face folder",
     "eval": "a benchmark's own questions and checkers, for a model or for stored answers",
+    "lazy": "how much of a model's reasoning is lazy, from stored outputs or rollouts",
     "chat": "talk to a checkpoint, with tools",
     "serve": "an OpenAI-compatible server over a checkpoint",
     "demo": "the whole method at nano size, on any machine",

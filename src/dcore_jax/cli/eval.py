@@ -8,6 +8,8 @@ from dcore_jax.errors import UserError
 
 # Benchmark -> its line in `dcore eval --help`; each is a module of cli/evaluate with `run(arguments)`.
 BENCHMARKS: dict[str, str] = {
+    "bfcl": "the Berkeley Function Calling Leaderboard, v3 and v4, by its own checkers",
+    "compare": "two evaluations of one benchmark, item by item: dcore eval compare A B",
     "toolworld": "held-out tasks of the tool world, played with any engine",
 }
 

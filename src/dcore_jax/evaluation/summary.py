@@ -1,6 +1,6 @@
 """What every evaluation writes: `summary.json`, `items.jsonl` and `report.html`; and how it is read again.
 
-summary.json  {"benchmark", "model", "categories": {name: {"correct", "total", "accuracy"}}, "all", "left_out", "seconds", ...}
+summary.json  {"benchmark", "model", "categories": {name: {"correct", "total", "accuracy"}}, "all", "intervals", "left_out", ...}
 items.jsonl   a line for each item that was scored: {"id", "category", "trial", "reward", "correct", "reason"}
 """
 
@@ -11,8 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dcore_jax.atomic import write_text_atomic
 from dcore_jax.errors import UserError
+from dcore_jax.evaluation.statistics import Interval, bootstrap_interval
 from dcore_jax.report import Count, Page, run_facts, shorten
 
 _SHOWN = 40  # wrong items listed on a page
@@ -66,6 +69,17 @@ class Evaluation:
         total = Counter(item.category for item in self.items)
         correct = Counter(item.category for item in self.items if item.correct)
         return {name: Count(correct[name], whole) for name, whole in total.items()}
+
+    def intervals(self) -> dict[str, Interval]:
+        """95 % bootstrap interval of the mean reward by category, and of `all`; the trials of an item stay together."""
+        rewards: dict[tuple[str, str], list[float]] = {}
+        for item in self.items:
+            rewards.setdefault((item.category, item.id), []).append(item.reward)
+        means: dict[str, list[float]] = {}
+        for (category, _), of_item in rewards.items():
+            for name in (category, "all"):
+                means.setdefault(name, []).append(sum(of_item) / len(of_item))
+        return {name: bootstrap_interval(np.array(values)) for name, values in means.items()}
 
     def overall(self) -> Count:
         """Correct of all items: the micro average."""
@@ -145,8 +159,11 @@ def evaluation_page(evaluation: Evaluation, *, seconds: float) -> Page:
         rows = [(name, _number(value)) for name, value in evaluation.metrics.items()]
         page.section("Further numbers").settings(rows)
     if evaluation.published:
+        theirs = dict.fromkeys(name for row in evaluation.published.values() for name in row)
         ours = {name: 100 * count.share for name, count in counts.items()}
-        columns = list(dict.fromkeys(n for row in ({**ours}, *evaluation.published.values()) for n in row))
+        # A paper reports groups of categories, which are metrics of an evaluation.
+        ours |= {name: 100 * evaluation.metrics[name] for name in theirs if name in evaluation.metrics}
+        columns = list(dict.fromkeys((*theirs, *ours)))
         table = [(evaluation.model, ours), *evaluation.published.items()]
         section = page.section("Beside published figures (percent)")
         section.table(
@@ -176,6 +193,7 @@ def _summary(evaluation: Evaluation, seconds: float) -> dict[str, Any]:
         "model": evaluation.model,
         "categories": {name: _count(count) for name, count in evaluation.counts().items()},
         "all": _count(evaluation.overall()),
+        "intervals": {name: list(ends) for name, ends in evaluation.intervals().items()},
         "metrics": dict(evaluation.metrics),
         "left_out": list(evaluation.left_out),
         "settings": dict(evaluation.settings),

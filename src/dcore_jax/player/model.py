@@ -10,6 +10,7 @@ from dcore_jax.data.chat_template import ChatTemplate, chat_template
 from dcore_jax.data.notation import template_notation
 from dcore_jax.data.tokenizer import load_tokenizer
 from dcore_jax.engines import Engine, EngineConfig, check_engine_installed, open_engine
+from dcore_jax.engines.text_server import TextServerEngine
 from dcore_jax.errors import UserError
 from dcore_jax.models import Decoder, read_model_config
 from dcore_jax.player.history import Bridge, new_bridge
@@ -86,3 +87,33 @@ def open_model(
     notation = template_notation(template)
     name = Path(model).name or str(model)
     return PlayableModel(name, folder, opened, template, ends, notation, config.vocab_size, length)
+
+
+def open_served_model(
+    model: str, url: str, *, max_length: int = 0, chat_template_kwargs: Sequence[str] = (), slots: int = 64
+) -> PlayableModel:
+    """A model behind any OpenAI-compatible server, for evaluation; its tokenizer and template come from a folder.
+
+    Args:
+      model: Hugging Face folder or hub id of what is served.
+      url: http://host:port of the server.
+      max_length, chat_template_kwargs: see `open_model`.
+      slots: requests at the same time.
+
+    Raises:
+      UserError: no model, no chat template, no answer from the server.
+    """
+    folder = local_folder(model)
+    config, tokenizer = read_model_config(folder), load_tokenizer(folder)
+    template = chat_template(tokenizer, chat_template_kwargs, datetime.now())
+    length = min(max_length or config.max_position_embeddings, config.max_position_embeddings)
+    return PlayableModel(
+        Path(model).name or str(model),
+        folder,
+        TextServerEngine(url, tokenizer, slots=slots),
+        template,
+        stop_token_ids(folder, tokenizer),
+        template_notation(template),
+        config.vocab_size,
+        length,
+    )

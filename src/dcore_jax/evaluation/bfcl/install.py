@@ -1,0 +1,145 @@
+"""Installs `bfcl-eval` beside numpy 2: each version in a folder of its own, with the few packages that its checkers need.
+
+`bfcl-eval` pins numpy 1.26.4 and imports the SDK of every vendor that it can ask, so that it cannot be resolved beside JAX. Its
+data, checkers and tool classes need none of that: they run from a folder that is on the path of one process only
+(worker/adapter.py), once the list of models, which imports the SDKs, is replaced by one that holds what the checkers read of it.
+"""
+
+import ast
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from dcore_jax.atomic import atomic_folder
+from dcore_jax.errors import UserError, check_choice
+
+# The release that reproduces published v3 scores, and the newest with v4's data (PyPI, Apache-2.0).
+RELEASES = {"v3": "2025.6.8", "v4": "2026.3.23"}
+# Pinned as the two releases pin them; none of them needs another.
+_PACKAGES = (
+    "tree_sitter==0.21.3",
+    "tree-sitter-java==0.21.0",
+    "tree-sitter-javascript==0.21.4",
+    "filelock",
+    "mpmath==1.3.0",
+    "overrides",
+    "python-dotenv",
+    "tenacity",
+    "tqdm",
+)
+_MODELS = Path("bfcl_eval") / "constants" / "model_config.py"
+
+
+def default_folder(version: str) -> Path:
+    """`$DCORE_BFCL_HOME/<version>`, or `<the user's cache>/dcore_jax/bfcl/<version>`."""
+    if home := os.environ.get("DCORE_BFCL_HOME"):
+        return Path(home).expanduser() / version
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
+    return cache / "dcore_jax" / "bfcl" / version
+
+
+def is_installed(folder: str | Path, version: str) -> bool:
+    """Whether the folder holds the release of this version, whole."""
+    return (Path(folder) / f"bfcl_eval-{RELEASES[version]}.dist-info").is_dir()
+
+
+def install(version: str, folder: str | Path | None = None, *, force: bool = False) -> Path:
+    """Installs a version into its folder, unless it is there; returns the folder.
+
+    Args:
+      version: `v3` or `v4`.
+      folder: None: `default_folder(version)`.
+      force: install anew.
+
+    Raises:
+      UserError: the package index cannot be reached, or the folder holds something else.
+    """
+    check_choice("the BFCL version", version, RELEASES)
+    target = Path(folder) if folder else default_folder(version)
+    if is_installed(target, version) and not force:
+        return target
+    if force and (target / "bfcl_eval").is_dir():
+        shutil.rmtree(target)
+    if target.exists() and any(target.iterdir()):
+        raise UserError(
+            f"{target} holds something else than bfcl-eval {RELEASES[version]}; choose another --bfcl-folder"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(target) as unfinished:
+        _install_packages(unfinished, [f"bfcl-eval=={RELEASES[version]}", *_PACKAGES])
+        models = unfinished / _MODELS
+        models.write_text(models_without_vendors(models.read_text(encoding="utf-8")), encoding="utf-8")
+    return target
+
+
+def models_without_vendors(source: str) -> str:
+    """The module `model_config` with what the checkers read of each model, and without a vendor's package.
+
+    Args:
+      source: the released module: dictionaries from a name to `ModelConfig(...)` with literal fields.
+    """
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Dict):
+            continue
+        for key, value in zip(node.keys, node.values):
+            if isinstance(key, ast.Constant) and isinstance(value, ast.Call):
+                fields = {keyword.arg: keyword.value for keyword in value.keywords}
+                handler = fields.get("model_handler")
+                name = handler.id if isinstance(handler, ast.Name) else ""
+                flags = [_flag(fields.get(field)) for field in ("is_fc_model", "underscore_to_dot")]
+                lines.append(f"    {key.value!r}: Model({flags[0]}, {flags[1]}, {name!r}),")
+    return "\n".join(
+        [
+            '"""Written by dcore_jax in the place of the list of models that imports every vendor\'s SDK."""',
+            "from typing import NamedTuple",
+            "",
+            "class Model(NamedTuple):",
+            "    is_fc_model: bool",
+            "    underscore_to_dot: bool",
+            "    handler: str",
+            "",
+            "MODEL_CONFIG_MAPPING = {",
+            *lines,
+            "}",
+            "",
+        ]
+    )
+
+
+def _flag(node: ast.expr | None) -> bool:
+    return isinstance(node, ast.Constant) and node.value is True
+
+
+def _install_packages(folder: Path, packages: Iterable[str]) -> None:
+    """uv where there is one, else pip; both without dependencies, which would bring numpy 1 and the SDKs."""
+    reasons = []
+    for installer in _installers():
+        command = [*installer, "--no-deps", "--target", str(folder), *packages]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            reasons.append(str(error))
+            continue
+        if done.returncode == 0:
+            return
+        reasons.append((done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1][-200:])
+    raise UserError(
+        f"bfcl-eval cannot be installed from the package index: {'; '.join(reasons) or 'neither uv nor pip is there'}"
+    )
+
+
+def _installers() -> Iterable[list[str]]:
+    beside = Path(sys.executable).with_name("uv")
+    uv = str(beside) if beside.exists() else shutil.which("uv")
+    if uv:
+        yield [uv, "pip", "install", "--quiet", "--python", sys.executable]
+    if importlib.util.find_spec("pip"):
+        yield [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    elif pip := shutil.which("pip"):
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        yield [pip, "install", "--quiet", "--only-binary", ":all:", "--python-version", version]
