@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dcore_jax.errors import UserError
 
 # Benchmark -> its line in `dcore eval --help`; each is a module of cli/evaluate with `run(arguments)`.
-BENCHMARKS: dict[str, str] = {}
+BENCHMARKS: dict[str, str] = {
+    "api-bank": "API-Bank: exact match of a turn's call, by level",
+}
 
 
 def run(arguments: Sequence[str]) -> None:
