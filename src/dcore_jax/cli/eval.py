@@ -9,6 +9,7 @@ from dcore_jax.errors import UserError
 # Benchmark -> its line in `dcore eval --help`; each is a module of cli/evaluate with `run(arguments)`.
 BENCHMARKS: dict[str, str] = {
     "api-bank": "API-Bank: exact match of a turn's call, by level",
+    "tooltalk": "ToolTalk: conversations with stateful tools, turn by turn",
     "tau2": "tau2: conversations with a simulated user, tools and a state",
 }
 

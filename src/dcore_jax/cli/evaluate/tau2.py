@@ -15,7 +15,7 @@ from dcore_jax.evaluation.harness.agents import AGENT_ALIASES, AgentConfig
 DESCRIPTION = "\n\n".join(
     [
         "tau2: conversations of the model with a simulated user and tools that have a state, scored by tau2 itself.",
-        "The agent is an engine of ours (--model) or an OpenAI-compatible server (--url); the user a server or a script (--user).",
+        "The agent is an engine of ours (--model) or an OpenAI-compatible server (--url); the user a server or a script.",
         "The package called tau2 on PyPI is another one: `python scripts/install_benchmark.py tau2` installs the right one.",
     ]
 )

@@ -5,9 +5,8 @@ where it was, and `--predictions` scores such a file, or one of the benchmark's 
 """
 
 import json
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -206,6 +205,8 @@ def _scored(
     wanted = [(task, trial) for trial in range(run.trials) for task in tasks]
     bar = progress_bar(len(wanted), unit="task", desc="scoring", transient=True)
 
+    numbers: Counter[str] = Counter()  # what the benchmark counts beside its reward, summed
+
     def score(task: Mapping[str, Any], trial: int) -> Item:
         parts = found.get((task["id"], trial), {})
         if missing := [part for part in task["parts"] if part not in parts]:
@@ -217,24 +218,25 @@ def _scored(
             answer = process.ask("score", task=task["id"], trajectories=parts)
         except HarnessError as error:
             return Item(task["id"], task["category"], 0.0, trial, f"cannot be scored: {error}")
+        numbers.update(answer.get("numbers", {}))
         return Item(task["id"], task["category"], float(answer["reward"]), trial, answer["reason"])
 
     items = []
-    with ThreadPoolExecutor(4) as pool:
-        for item in pool.map(lambda pair: score(*pair), wanted):
-            items.append(item)
-            bar.update()
+    for task, trial in wanted:
+        items.append(score(task, trial))
+        bar.update()
     bar.close()
-    counted: dict[str, int] = defaultdict(int)
-    for item in items:
-        if item.reason.startswith(("no trajectory", "cannot be scored")):
-            counted[f"task {item.id}, trial {item.trial}: {item.reason}"] += 1
+    unscored = [
+        f"task {item.id}, trial {item.trial}: {item.reason}"
+        for item in items
+        if item.reason.startswith(("no trajectory", "cannot be scored"))
+    ]
     return Evaluation(
         run.benchmark,
         model,
         tuple(items),
-        (*left_out, *counted),
+        (*left_out, *unscored),
         published=run.published,
         settings=run.settings,
-        metrics=pass_hat_metrics(items),
+        metrics={**pass_hat_metrics(items), **numbers},
     )

@@ -35,7 +35,11 @@ class ChatServer(NamedTuple):
         Raises:
           UserError: no such server, or one that refuses the request.
         """
-        body: dict[str, Any] = {"model": self.model, "messages": list(messages), **sampling}
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": [_on_the_wire(m) for m in messages],
+            **sampling,
+        }
         if tools:
             body["tools"] = list(tools)
         request = urllib.request.Request(
@@ -58,6 +62,19 @@ class ChatServer(NamedTuple):
                     raise UserError(f"{self.url} gives no chat completion: {first_line(error)}") from None
             time.sleep(2.0**attempt)
         raise AssertionError("unreachable")
+
+
+def _on_the_wire(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as the API has it: the arguments of a call are JSON text there, and a mapping in chat templates."""
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = dict(call["function"])
+        if not isinstance(function["arguments"], str):
+            function["arguments"] = json.dumps(dict(function["arguments"]))
+        calls.append({**call, "function": function})
+    return {**message, "tool_calls": calls}
 
 
 def play_served(

@@ -25,12 +25,12 @@ class HarnessSession(Session):
         self,
         process: HarnessProcess,
         part: Part,
-        user: Mapping[str, Any],
+        conversation: Mapping[str, Any],
         prompting: PromptingConfig | None = None,
     ):
         self.part, self.trajectory = part, None
         self.id = f"{part.task}/{part.part}/{part.trial}"
-        self._process, self._user, self._done = process, dict(user), False
+        self._process, self._conversation, self._done = process, dict(conversation), False
         self._prompting = prompting or PromptingConfig()
         self._text, self._said = "", True
 
@@ -38,7 +38,7 @@ class HarnessSession(Session):
         """See Session.open."""
         part = self.part
         opening = self._process.ask(
-            "open", session=self.id, task=part.task, part=part.part, trial=part.trial, **self._user
+            "open", session=self.id, task=part.task, part=part.part, trial=part.trial, **self._conversation
         )
         return Opening(self._prompting.messages(opening["messages"]), opening["tools"])
 

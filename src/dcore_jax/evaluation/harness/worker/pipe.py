@@ -4,11 +4,11 @@ A request is `{"request": n, "op": name, ...}`; its answer `{"request": n, "answ
 conversations are under way at the same time. A benchmark is a class with these methods:
 
     tasks(**options)                      [{"id", "category", "parts"}]: parts are conversations of one task, usually one
-    open(session, task, part, trial, **user)   {"messages", "tools"}: the opening of a conversation
+    open(session, task, part, trial, **conversation) {"messages", "tools"}: the opening of a conversation
     call(session, name, arguments, text)  {"content", "done"}: what a call returns; text: the words before the turn's first call
     reply(session, text, error)           {"messages"}: what follows a turn without calls; None ends it
     close(session)                        the trajectory, as JSON
-    score(task, trajectories)             {"reward", "reason"}: of a task's parts, by part
+    score(task, trajectories)             {"reward", "reason", "numbers"}: of a task's parts, by part; numbers are summed
     reference(task, part)                 [{"calls", "text"}]: the turns of a perfect model
 
 This file and its neighbours run where dcore_jax is not installed: they import the standard library and the benchmark.
