@@ -9,6 +9,8 @@ from dcore_jax.errors import UserError
 # Benchmark -> its line in `dcore eval --help`; each is a module of cli/evaluate with `run(arguments)`.
 BENCHMARKS: dict[str, str] = {
     "api-bank": "API-Bank: exact match of a turn's call, by level",
+    "acebench": "ACEBench, from a checkout: its questions, result files and checker",
+    "tau-bench": "tau-bench, from a checkout: conversations with a simulated user",
     "tooltalk": "ToolTalk: conversations with stateful tools, turn by turn",
     "tau2": "tau2: conversations with a simulated user, tools and a state",
 }

@@ -15,7 +15,9 @@ from dcore_jax.calls import Call, calls_equal, parse_any_response, render_calls
 from dcore_jax.data.files import file_rows, local_file, stem_of
 from dcore_jax.data.malformed import Malformed, decode_json
 from dcore_jax.errors import UserError
+from dcore_jax.evaluation.harness.agents import AgentConfig
 from dcore_jax.evaluation.predictions import Predictions, read_predictions
+from dcore_jax.evaluation.single_turn import Prompt, answer_prompts
 from dcore_jax.evaluation.summary import Evaluation, Item
 
 _LEVEL = re.compile(r"level[-_ ]?(\d+)", re.IGNORECASE)
@@ -43,6 +45,11 @@ class Question:
     tools: tuple[str, ...] = ()  # names that the question offers, where it lists them
     alias: str = ""  # the file and place in API-Bank's own release
 
+    @property
+    def key(self) -> str:
+        """An id that is unique over levels."""
+        return f"{self.level}/{self.id}"
+
 
 def evaluate_files(data: Sequence[str], predictions: Sequence[str], model: str = "") -> Evaluation:
     """Stored answers, a file for each level's file, in the same order.
@@ -63,6 +70,30 @@ def evaluate_files(data: Sequence[str], predictions: Sequence[str], model: str =
         missing = answers.missing([question.id for question in questions])
         left_out += [f"{questions[0].level} question {name}: no prediction" for name in missing]
     return evaluation(items, model or Path(predictions[0]).name, left_out)
+
+
+def evaluate_agent(
+    data: Sequence[str], agent: AgentConfig, output: str | Path, model: str = ""
+) -> Evaluation:
+    """Asks an engine, a server or the reference, and scores what it says; `answers.jsonl` in the output folder keeps it.
+
+    Raises:
+      UserError: a level that cannot be read; no model, or one that cannot be opened.
+    """
+    questions = [question for level in read_levels(data) for question in level]
+    prompts = [Prompt(q.key, q.messages, render_calls(q.reference, "tags")) for q in questions]
+    answers, left_out = answer_prompts(prompts, agent, output)
+    items = []
+    for question in questions:
+        known = question.key in answers
+        reason = verdict(question, answers[question.key]) if known else "no answer"
+        items.append(Item(question.id, question.level, float(not reason), reason=reason))
+    settings = {
+        "temperature": agent.temperature,
+        "thinking": agent.prompting.thinking,
+        "decomposed prompting": agent.prompting.decompose,
+    }
+    return evaluation(items, model or agent.label, left_out, **settings)
 
 
 def evaluation(
