@@ -90,7 +90,7 @@ def evaluate_agent(
         items.append(Item(question.id, question.level, float(not reason), reason=reason))
     settings = {
         "temperature": agent.temperature,
-        "thinking": agent.prompting.thinking,
+        "no-think mode": agent.prompting.no_think,
         "decomposed prompting": agent.prompting.decompose,
     }
     return evaluation(items, model or agent.label, left_out, **settings)

@@ -21,14 +21,14 @@ DECOMPOSE = (
 class PromptingConfig:
     """How the model is asked."""
 
-    thinking: bool = True
-    """False: the chat template is told enable_thinking=false, as Qwen3's has it (no-think mode)."""
+    no_think: bool = False
+    """No-think mode: the chat template is told enable_thinking=false, as Qwen3's has it."""
     decompose: bool = False
-    """True: the system turn asks for a list of subtasks first (decomposed prompting at inference)."""
+    """Decomposed prompting: the system turn asks for a list of subtasks first."""
 
     def template_options(self, given: Sequence[str] = ()) -> tuple[str, ...]:
         """The variables of the chat template, with those that were given."""
-        return tuple(given) if self.thinking else (*given, "enable_thinking=false")
+        return (*given, "enable_thinking=false") if self.no_think else tuple(given)
 
     def messages(self, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The opening messages, with the instruction at the end of the system turn, or as one where there is none."""

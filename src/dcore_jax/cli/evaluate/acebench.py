@@ -74,7 +74,7 @@ def run(arguments: Sequence[str]) -> None:
         (*left_out, *unscored),
         settings={
             "language": config.language,
-            "thinking": config.agent.prompting.thinking,
+            "no-think mode": config.agent.prompting.no_think,
             "decomposed prompting": config.agent.prompting.decompose,
         },
         metrics=accuracies,

@@ -99,7 +99,7 @@ def run(arguments: Sequence[str]) -> None:
             "split": config.split,
             "user": config.user or "of the scripted player",
             "trials": config.trials,
-            "thinking": config.agent.prompting.thinking,
+            "no-think mode": config.agent.prompting.no_think,
             "decomposed prompting": config.agent.prompting.decompose,
         },
     )

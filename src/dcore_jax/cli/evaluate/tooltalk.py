@@ -78,7 +78,7 @@ def run(arguments: Sequence[str]) -> None:
             "free texts": "compared by DistilBERT"
             if config.distilbert
             else "must be equal (no --distilbert)",
-            "thinking": prompting.thinking,
+            "no-think mode": prompting.no_think,
             "decomposed prompting": prompting.decompose,
         },
     )

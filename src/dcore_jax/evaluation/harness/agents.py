@@ -40,7 +40,7 @@ AGENT_ALIASES = {
     "agent.model": "model",
     "agent.url": "url",
     "agent.engine.name": "engine",
-    "agent.prompting.thinking": "thinking",
+    "agent.prompting.no-think": "no-think",
     "agent.prompting.decompose": "decompose",
 }
 

@@ -126,7 +126,7 @@ def _converse(session: Session, server: ChatServer, config: "AgentConfig") -> No
         "max_tokens": config.max_tokens,
         "seed": config.seed,
     }
-    if not config.prompting.thinking:
+    if config.prompting.no_think:
         sampling["chat_template_kwargs"] = {"enable_thinking": False}
     for number in range(config.max_turns):
         choice = server.ask(messages, opening.tools, **sampling)

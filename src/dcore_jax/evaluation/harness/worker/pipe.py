@@ -14,6 +14,7 @@ conversations are under way at the same time. A benchmark is a class with these 
 This file and its neighbours run where dcore_jax is not installed: they import the standard library and the benchmark.
 """
 
+import gc
 import json
 import os
 import sys
@@ -42,6 +43,8 @@ def serve(benchmark, threads=64):
             traceback.print_exc()
             send({"request": number, "error": f"{type(error).__name__}: {error}"[:2000]})
 
+    # Databases of millions of objects come and go: the default threshold looks at all of them every few milliseconds.
+    gc.set_threshold(200_000, 20, 100)
     send({"request": 0, "answer": "ready"})
     with ThreadPoolExecutor(threads) as pool:
         for line in sys.stdin:

@@ -12,6 +12,7 @@ import sys
 import threading
 import types
 import urllib.request
+from typing import Any
 
 import pipe
 
@@ -53,9 +54,8 @@ from tau_bench.types import RESPOND_ACTION_NAME, Action  # noqa: E402
 def keep_data():
     """Each domain's data are read once; a conversation gets a copy of its own."""
     for domain in ("airline", "retail"):
-        module = importlib.import_module(f"tau_bench.envs.{domain}.env")
-        kept = pickle.dumps(module.load_data())
-        module.load_data = functools.partial(pickle.loads, kept)
+        module: Any = importlib.import_module(f"tau_bench.envs.{domain}.env")
+        module.load_data = functools.partial(pickle.loads, pickle.dumps(module.load_data()))
 
 
 class TauBench:

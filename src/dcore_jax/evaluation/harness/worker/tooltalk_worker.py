@@ -42,9 +42,9 @@ def equal_texts(prediction, reference):
 for found in [module for name, module in sys.modules.items() if name.startswith("tooltalk.apis")]:
     if hasattr(found, "semantic_str_compare"):
         if not DISTILBERT:
-            found.semantic_str_compare = equal_texts
+            setattr(found, "semantic_str_compare", equal_texts)  # noqa: B010
         elif hasattr(found, "HFVectorizer"):
-            found._vectorize_text = found.HFVectorizer(DISTILBERT)
+            setattr(found, "_vectorize_text", found.HFVectorizer(DISTILBERT))  # noqa: B010
 
 
 def system_text():
