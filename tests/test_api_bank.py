@@ -67,6 +67,8 @@ FORMS = {
     "the benchmark's own place, in another order": (
         "p.jsonl", lambda answers: lines({"id": f"f.jsonl:{i}", "response": a} for i, a in reversed(list(enumerate(answers)))),
     ),
+    "a list under a name": ("p.json", lambda answers: json.dumps({"model": "m", "predictions": answers})),
+    "lines of text": ("p.txt", lambda answers: "\n".join(answer.replace("\n", " ") for answer in answers)),
     "the questions' rows with answers in them": (
         "p.json", lambda answers: json.dumps([{**row, "answer": a} for row, a in zip(ROWS, answers)]),
     ),

@@ -148,6 +148,7 @@ class _Server(BaseHTTPRequestHandler):
 
 def test_agent_and_user_may_be_openai_compatible_servers(tau_bench, tmp_path, monkeypatch):
     monkeypatch.setenv("AGENT_KEY", "secret")
+    monkeypatch.setenv("USER_KEY", "another secret")
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url, _Server.asked = f"http://127.0.0.1:{server.server_port}/v1", []
@@ -161,10 +162,12 @@ def test_agent_and_user_may_be_openai_compatible_servers(tau_bench, tmp_path, mo
         "--decompose",
         "--no-think",
     )
-    user = ("--user", url, "--user-model", "user", "--tasks", "1")
+    user = ("--user", url, "--user-model", "user", "--user-key-variable", "USER_KEY", "--tasks", "1")
     summary, _ = run("tau-bench", tau_bench, tmp_path, *agent, *user)
     server.shutdown()
     assert summary["all"]["correct"] == 1
+    assert {key for body, key in _Server.asked if body["model"] == "user"} == {"Bearer another secret"}
+    assert not any("secret" in path.read_text() for path in tmp_path.iterdir())
     first, key = next((body, key) for body, key in _Server.asked if body["model"] == "agent")
     assert key == "Bearer secret" and first["chat_template_kwargs"] == {"enable_thinking": False}
     assert (

@@ -79,15 +79,29 @@ def read_predictions(
 
 def _rows(path: Path, reader: "_Reader") -> Iterator[tuple[str, int, Any]]:
     """(origin, place, row) of every row; a file that is one mapping or one list is taken apart."""
-    rows = list(file_rows(path.name, path))
+    if path.suffix == ".txt":  # an answer on each line, as text
+        rows: list[tuple[str, Any]] = [
+            (f"{path.name}:{number}", line)
+            for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1)
+        ]
+    else:
+        rows = list(file_rows(path.name, path))
     if len(rows) == 1:
         origin, whole = rows[0]
         if isinstance(whole, list) and reader.questions > 1:
             rows = [(f"{path.name}:row {i + 1}", row) for i, row in enumerate(whole)]
+        elif isinstance(whole, dict) and (listed := _only_list(whole, reader.questions)) is not None:
+            rows = [(f"{path.name}:row {i + 1}", row) for i, row in enumerate(listed)]
         elif isinstance(whole, dict) and whole and all(reader.known(key) for key in whole):
             rows = [(f"{path.name}:{key}", {"id": key, "prediction": row}) for key, row in whole.items()]
     for place, (origin, row) in enumerate(rows):
         yield origin, place, row
+
+
+def _only_list(whole: dict[str, Any], questions: int) -> list[Any] | None:
+    """The list of answers of a file such as `{"model": ..., "predictions": [...]}`."""
+    lists = [value for value in whole.values() if isinstance(value, list) and len(value) == questions > 1]
+    return lists[0] if len(lists) == 1 else None
 
 
 class _Reader:
@@ -158,9 +172,11 @@ def _is_number(key: Any) -> bool:
 
 def _taken_apart(row: Any) -> tuple[Any, Any]:
     """(the id a row names or None, its answer)."""
-    if not isinstance(row, dict) or _is_call(row):
+    if not isinstance(row, dict):
         return None, row
     named = next((row[field] for field in ID_FIELDS if field in row), None)
+    if _is_call(row):
+        return named, row
     field = next((field for field in ANSWER_FIELDS if field in row), None)
     if field is None:
         return named, Malformed(f"no answer: none of the fields {', '.join(ANSWER_FIELDS[:5])}, ...")

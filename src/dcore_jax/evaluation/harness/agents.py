@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dcore_jax import load_hf
-from dcore_jax.calls import Call, render_calls
+from dcore_jax.calls import Call, render_calls, split_thought
 from dcore_jax.data.chat_template import chat_template
 from dcore_jax.data.tokenizer import load_tokenizer
 from dcore_jax.dtypes import DTypeName
@@ -19,7 +19,8 @@ from dcore_jax.evaluation.harness.served_agent import ChatServer, play_served
 from dcore_jax.evaluation.prompting import PromptingConfig
 from dcore_jax.models import read_model_config
 from dcore_jax.nano.config import NANO_BASE
-from dcore_jax.player import Limits, Session, new_bridge, play, scripted_engine
+from dcore_jax.player import Limits, Session, Turn, new_bridge, new_rerender, play, scripted_engine
+from dcore_jax.player.session import Message
 from dcore_jax.weights import local_folder, stop_token_ids
 
 Agent = Literal["model", "reference", "empty"]
@@ -73,6 +74,8 @@ class AgentConfig:
     """Of sampling."""
     dtype: DTypeName = "float32"
     """Type of the model's computation."""
+    strip_thoughts: bool = False
+    """Render every prompt anew without earlier thoughts, as a server does; else ids are appended, thoughts with them."""
     chat_template_kwargs: tuple[str, ...] = ()
     """Variables of the chat template as key=value."""
     prompting: PromptingConfig = field(default_factory=PromptingConfig)
@@ -160,7 +163,9 @@ def _play_engine(
         play(
             sessions,
             engine,
-            new_bridge(template, end_ids=ends),
+            new_rerender(template, message_of=_without_thought)
+            if config.strip_thoughts
+            else new_bridge(template, end_ids=ends),
             replace(config.limits, max_length=longest),
             sampling=sampling,
             progress=True,
@@ -193,6 +198,17 @@ def _play_scripted(
         progress=True,
         on_played=lambda played: on_played(played.session, played.error),
     )
+
+
+def _without_thought(turn: Turn) -> Message:
+    """A turn in the history of a server that keeps no thoughts: its words, and its calls as the template writes them."""
+    if not turn.calls:
+        return {"role": "assistant", "content": split_thought(turn.text)[1].strip()}
+    calls = [
+        {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
+        for call in turn.calls
+    ]
+    return {"role": "assistant", "content": turn.parsed.reply, "tool_calls": calls}
 
 
 def _written(turn: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from dcore_jax.player import Session
 from dcore_jax.progress import progress_bar
 
 TRAJECTORIES = "trajectories.jsonl"
+_MOST_TRIALS = 1000
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def evaluate_harness(
             if error is not None:
                 failures[part.task, part.trial] = error
                 left_out.append(f"{session.id}: {error}")
-            if trajectory is None:
+            if trajectory is None or error is not None:  # played again by the next start
                 return
             found.setdefault((part.task, part.trial), {})[part.part] = trajectory
             line = {"task": part.task, "part": part.part, "trial": part.trial, "trajectory": trajectory}
@@ -118,8 +119,10 @@ def evaluate_trajectories(
             if isinstance(row, str):
                 left_out.append(f"{origin}: {row}")
                 continue
-            task, part, trial = str(row["task"]), str(row.get("part", "0")), int(row.get("trial", 0))
-            if (task, part) not in known:
+            task, part, trial = str(row["task"]), str(row.get("part", "0")), row.get("trial", 0)
+            if type(trial) is not int or not 0 <= trial < _MOST_TRIALS:
+                left_out.append(f"{origin}: trial {trial!r:.40} is no number from 0 to {_MOST_TRIALS - 1}")
+            elif (task, part) not in known:
                 left_out.append(f"{origin}: no task {task!r:.80} among those evaluated")
             elif part in found.get((task, trial), {}):
                 left_out.append(
@@ -163,13 +166,8 @@ def _tasks(process: HarnessProcess, run: HarnessRun) -> list[dict[str, Any]]:
 
 def _resumed(path: Path, run: HarnessRun, agent: AgentConfig) -> tuple[Trajectories, list[str]]:
     """What an earlier start of the same command has played; damaged lines are played again."""
-    given = [
-        run.conversation,
-        run.trials and agent.label,
-        agent.temperature,
-        agent.seed,
-        str(agent.prompting),
-    ]
+    given = [run.benchmark, _without_key(run.conversation), agent.label, agent.temperature, agent.seed]
+    given += [agent.strip_thoughts, str(agent.prompting)]
     settings = json.loads(json.dumps(given, sort_keys=True, default=str))
     if not path.exists() or not path.read_bytes().strip():
         path.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
@@ -191,6 +189,13 @@ def _resumed(path: Path, run: HarnessRun, agent: AgentConfig) -> tuple[Trajector
         with path.open("ab") as file:
             file.write(b"\n")
     return found, []
+
+
+def _without_key(settings: Any) -> Any:
+    """Settings without the keys of servers, which no file may hold."""
+    if not isinstance(settings, Mapping):
+        return settings
+    return {name: _without_key(value) for name, value in settings.items() if name != "key"}
 
 
 def _scored(
