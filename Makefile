@@ -22,7 +22,7 @@ help:
 	@echo "make demo       set up, then run the whole method at nano size (CPU is enough)"
 	@echo "make test       set up, then run the fast tests, the linter and the type checker"
 	@echo "make test-slow  the tests that take minutes;  make test-wheel: those of the built wheel alone (2 minutes)"
-	@echo "make test-network  those that compare with released artefacts from npm and PyPI (minutes; 700 MB in .cache/oracles)"
+	@echo "make test-network  those that compare with released artefacts from npm and PyPI (minutes; 1 GB in .cache/oracles)"
 	@echo "make test-browser  the pages that runs write, in a real browser (skipped where there is none: apt-get install chromium)"
 	@echo "make docs       the documentation as a site in site/; a broken link or reference fails"
 	@echo "make vllm       vLLM beside JAX in an environment of its own, .venv-vllm;  make test-vllm: its tests (5 minutes)"
@@ -61,7 +61,7 @@ test-slow: $(VENV)/.test
 # What npm or PyPI does not give is skipped, with the reason.
 test-network: $(VENV)/.test
 	@PATH="$$PATH:$(CURDIR)/$(BIN)" $(BIN)/python -m pytest -m network -rs tests/test_oracles.py tests/test_smollm2.py \
-		tests/test_bfcl_oracle.py tests/test_bfcl_generation.py tests/test_lazy_reasoning.py
+		tests/test_bfcl_oracle.py tests/test_bfcl_generation.py tests/test_lazy_reasoning.py tests/test_benchmarks_network.py
 
 # Builds the wheel and uses it in an empty environment, outside of this folder.
 test-wheel: $(VENV)/.test

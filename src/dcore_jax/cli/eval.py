@@ -11,6 +11,11 @@ BENCHMARKS: dict[str, str] = {
     "bfcl": "the Berkeley Function Calling Leaderboard, v3 and v4, by its own checkers",
     "compare": "two evaluations of one benchmark, item by item: dcore eval compare A B",
     "toolworld": "held-out tasks of the tool world, played with any engine",
+    "api-bank": "API-Bank: exact match of a turn's call, by level",
+    "acebench": "ACEBench, from a checkout: its questions, result files and checker",
+    "tau-bench": "tau-bench, from a checkout: conversations with a simulated user",
+    "tooltalk": "ToolTalk: conversations with stateful tools, turn by turn",
+    "tau2": "tau2: conversations with a simulated user, tools and a state",
 }
 
 
