@@ -32,6 +32,7 @@ from dcore_jax.rl.step import (
     nothing_accumulated,
     response_logprobs,
 )
+from dcore_jax.target import target_platform
 from dcore_jax.training import TrainSetup, TrainState
 from dcore_jax.training.compilation import Program
 
@@ -63,7 +64,7 @@ def row_mode(config: RLConfig, compute: Compute, head_dim: int) -> RowMode:
     choose = partial(
         choose_implementation,
         compute.attention,
-        platform=jax.default_backend(),
+        platform=target_platform(),
         dtype=jnp.dtype(compute.dtype),
         head_dim=head_dim,
         length=row_lengths(config.row_length)[0],
