@@ -14,6 +14,7 @@ FLOORS = [
     {"data", "regions", "rewards", "advantages", "losses", "algorithms", "toolworld", "engines", "nano", "training"}
     | {"preview", "report"},
     {"sft", "rl", "distill", "evaluation", "chat", "plots", "plots_rl"},
+    {"aot"},
     {"cli"},
 ]  # fmt: skip
 RECIPES = {"sft", "rl", "distill", "evaluation"}

@@ -1,7 +1,7 @@
 """The machine that programs are traced for: the one that JAX runs on, or another one that they are only compiled for.
 
-What depends on it (attention backends, kernels, block sizes) asks here. The choice is part of the key of JAX's caches: one function
-can be traced for two targets in a process, and neither gets the other's program.
+What depends on it (attention backends, kernels, block sizes) asks here. The choice is part of the key of JAX's caches: one
+function can be traced for two targets in a process, and neither gets the other's program.
 """
 
 from contextlib import AbstractContextManager
