@@ -294,6 +294,8 @@ def _step(
         # Sampled while this step trains: by weights that are one step old when they are trained on.
         engine.update_weights(run.state.params, step - 1)
         run.rollouts_ahead = thread.submit(run.sampler.step, engine, step + 1, rollouts.next_draw)
+    else:
+        engine.release()  # its weights and cache make room for the update; new weights wake it
     scored, run.cursor = run.learner.score(run.state, rollouts, run.cursor, step, run.token_bytes)
     clock.lap("logprobs")
     journal.log_rollouts(step, rollouts, scored)

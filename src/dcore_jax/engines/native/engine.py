@@ -199,6 +199,13 @@ class NativeEngine:
             self._weights = rollout_weights(self._network, state, self._mesh)
         self._version = version
 
+    def release(self) -> None:
+        """See Engine.release: weights, cache and kept prefills are dropped, all of its device memory."""
+        if self.in_flight:
+            raise RuntimeError(f"{self.in_flight} requests are in flight; poll until none is, then release")
+        self._weights, self._cache = None, self._empty_cache
+        self._prefilled.clear()
+
     def close(self) -> None:
         """See Engine.close."""
         self._weights, self._cache = None, self._empty_cache
@@ -233,7 +240,7 @@ class NativeEngine:
           may_refill: the caller may submit more when it sees what finished.
         """
         if self._weights is None:
-            raise RuntimeError("the engine is closed")
+            raise RuntimeError("the engine is closed, or released and without new weights")
         finished, self._overlong = self._overlong, []
         with self._in_mesh():
             self._admit()
