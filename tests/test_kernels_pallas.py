@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from dcore_jax.kernels import logprobs_and_entropy, pallas
+from dcore_jax.target import Target, compiling_for
 
 # Sizes that the tiles divide, and sizes that they do not.
 SHAPES = [(512, 256, 1024), (200, 300, 1000)]
@@ -15,25 +16,20 @@ SHAPES = [(512, 256, 1024), (200, 300, 1000)]
 @pytest.mark.parametrize(
     ("platform", "backend", "call"), [("cuda", "gpu", "xla.gpu.triton"), ("tpu", "tpu", "tpu_custom_call")]
 )
-def test_one_kernel_source_lowers_for_gpu_and_tpu_forward_and_backward(
-    platform, backend, call, dtype, shape, monkeypatch
-):
-    monkeypatch.setattr(pallas, "target_backend", lambda: backend)
+def test_one_kernel_source_lowers_for_gpu_and_tpu_forward_and_backward(platform, backend, call, dtype, shape):
     tokens, width, vocab = shape
 
     def loss(hidden, unembed, targets):
         return jnp.sum(logprobs_and_entropy(hidden, unembed, targets, implementation="pallas")[0])
 
-    text = (
-        jax.jit(jax.value_and_grad(loss, (0, 1)))
-        .trace(
-            jax.ShapeDtypeStruct((tokens, width), dtype),
-            jax.ShapeDtypeStruct((width, vocab), dtype),
-            jax.ShapeDtypeStruct((tokens,), jnp.int32),
-        )
-        .lower(lowering_platforms=(platform,))
-        .as_text()
+    shapes = (
+        jax.ShapeDtypeStruct((tokens, width), dtype),
+        jax.ShapeDtypeStruct((width, vocab), dtype),
+        jax.ShapeDtypeStruct((tokens,), jnp.int32),
     )
+    with compiling_for(Target(backend)):
+        traced = jax.jit(jax.value_and_grad(loss, (0, 1))).trace(*shapes)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
     # One kernel in the forward pass, one in the backward pass, each by the platform's own compiler.
     assert text.count(call) == 2
 

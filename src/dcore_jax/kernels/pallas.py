@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from dcore_jax.kernels import blocked
 from dcore_jax.kernels.tiles import LOWEST, Softmax, dot, finish, rescale
+from dcore_jax.target import target_platform
 
 
 class Tile(NamedTuple):
@@ -166,7 +167,7 @@ def _over_tiles(kernel, hidden, unembed, per_token: tuple[Array, ...], temperatu
 
 def target_backend() -> str:
     """`gpu`, `tpu`, or `cpu` for any other backend: there the kernels are interpreted."""
-    return jax.default_backend() if jax.default_backend() in ("gpu", "tpu") else "cpu"
+    return platform if (platform := target_platform()) in ("gpu", "tpu") else "cpu"
 
 
 def _compiler_params(backend: str, dtype):

@@ -2,10 +2,11 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
+
+from dcore_jax.target import target_platform
 
 # A tile of logits is [TOKEN_BLOCK, vocabulary block] float32, at most TILE_ENTRIES entries.
 TOKEN_BLOCK = {"cpu": 1024, "gpu": 4096, "tpu": 4096}
@@ -137,5 +138,5 @@ def cross_entropy_block(tokens: int, vocab: int) -> int:
 
 
 def _here(sizes: dict[str, int]) -> int:
-    """The entry for the default backend; that of `cpu` for a backend without one."""
-    return sizes.get(jax.default_backend(), sizes["cpu"])
+    """The entry for the target; that of `cpu` for a platform without one."""
+    return sizes.get(target_platform(), sizes["cpu"])

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dcore_jax.errors import UserError, check_choice
 from dcore_jax.mesh import BATCH_AXES
 from dcore_jax.models.blocked_attention import blocked_attention
+from dcore_jax.target import target_platform
 
 AttentionImplementation = Literal["auto", "xla", "cudnn", "splash", "splash_interpret"]
 
@@ -109,7 +110,7 @@ def attend(
     """
     chosen = choose_implementation(
         implementation,
-        platform=jax.default_backend(),
+        platform=target_platform(),
         dtype=q.dtype,
         head_dim=q.shape[-1],
         length=q.shape[1],
@@ -140,7 +141,7 @@ def _divides(mesh: jax.sharding.AbstractMesh, rows: int, kv_heads: int) -> bool:
 
 
 def _xla(q, k, v, segment_ids, branches):
-    return blocked_attention(q, k, v, segment_ids, branches, block=XLA_BLOCK[jax.default_backend()])
+    return blocked_attention(q, k, v, segment_ids, branches, block=XLA_BLOCK[target_platform()])
 
 
 def _cudnn(q, k, v, segment_ids, branches):

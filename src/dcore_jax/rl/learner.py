@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from dcore_jax.advantages import drop_overlong, region_entropy
-from dcore_jax.algorithms import PolicyBatch, choose_penalised, policy_batch, policy_batch_denominator
+from dcore_jax.algorithms import PolicyBatch
 from dcore_jax.engines import Sample
 from dcore_jax.losses import kl_in_reward
 from dcore_jax.mesh import BATCH_AXES, sharding
@@ -23,17 +23,11 @@ from dcore_jax.models.attention import choose_implementation
 from dcore_jax.regions import TokenBytes, response_regions
 from dcore_jax.rl.batch import Scored, response_arrays
 from dcore_jax.rl.config import RLConfig
+from dcore_jax.rl.programs import rl_programs
 from dcore_jax.rl.rollouts import StepRollouts
 from dcore_jax.rl.rows import RowMode, Rows, pack_rows, row_lengths
-from dcore_jax.rl.step import (
-    Accumulated,
-    accumulate_pass,
-    finish_update,
-    nothing_accumulated,
-    response_logprobs,
-)
+from dcore_jax.target import target_platform
 from dcore_jax.training import TrainSetup, TrainState
-from dcore_jax.training.compilation import Program
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,7 @@ def row_mode(config: RLConfig, compute: Compute, head_dim: int) -> RowMode:
     choose = partial(
         choose_implementation,
         compute.attention,
-        platform=jax.default_backend(),
+        platform=target_platform(),
         dtype=jnp.dtype(compute.dtype),
         head_dim=head_dim,
         length=row_lengths(config.row_length)[0],
@@ -96,28 +90,7 @@ class Learner:
             seed=config.seed,
         )
         self.row_mode = row_mode(config, self.setup.compute, self.setup.model_config.head_dim)
-        graph, temperature = self.setup.graph, config.rollout.temperature
-        replicated, params = self.setup.replicated, self.setup.state_sharding.params
-        self._logprobs = Program(
-            jax.jit(partial(response_logprobs, graph, temperature=temperature), out_shardings=replicated),
-            "log-probabilities",
-        )
-        self._policy_batch = jax.jit(partial(policy_batch, self.algorithm))
-        self._choose_penalised = jax.jit(partial(choose_penalised, self.algorithm))
-        self._denominator = jax.jit(
-            partial(policy_batch_denominator, self.algorithm, max_length=config.rollout.max_response)
-        )
-        accumulated = Accumulated(replicated, replicated, params)
-        self._nothing = jax.jit(nothing_accumulated, out_shardings=accumulated)
-        accumulate = partial(accumulate_pass, graph, self.algorithm, temperature=temperature)
-        self._accumulate = Program(
-            jax.jit(accumulate, donate_argnums=1, out_shardings=accumulated), "the update"
-        )
-        self._finish = jax.jit(
-            partial(finish_update, self.setup.optimizer),
-            donate_argnums=0,
-            out_shardings=(self.setup.state_sharding, replicated),
-        )
+        self._programs = rl_programs(config, self.algorithm, self.setup)
         self._reference: Any = None
 
     def keep_reference(self, params: nnx.State | None = None) -> None:
@@ -168,7 +141,7 @@ class Learner:
         start = cursor.region_entropy
         if start is None and algorithm.region_weighting in ("inverse", "collision"):
             start = tuple(float(x) for x in region_entropy(entropy, regions, mask).mean())
-        policy = self._policy_batch(
+        policy = self._programs.policy_batch(
             np.array([rollout.score for rollout in flat], np.float32),
             responses.groups,
             mask,
@@ -205,10 +178,13 @@ class Learner:
             rows = [self._to_device(one) for one in passes]
             if self.algorithm.kl_cov_ratio and len(rows) > 1:
                 policy = self._penalised(state, rows, policy)
-            denominator, accumulated = self._denominator(policy), self._nothing(state.params)
+            denominator, accumulated = (
+                self._programs.denominator(policy),
+                self._programs.nothing(state.params),
+            )
             for one in rows:
-                accumulated = self._accumulate(state.params, accumulated, one, policy, denominator)
-            state, metrics = self._finish(state, accumulated)
+                accumulated = self._programs.accumulate(state.params, accumulated, one, policy, denominator)
+            state, metrics = self._programs.finish(state, accumulated)
             done.append(metrics)
         return state, jax.device_get(done)
 
@@ -234,7 +210,7 @@ class Learner:
         """Log-probabilities and entropies of all responses; 0 outside the mask."""
         shares = np.split(mask, len(passes))
         found = [
-            [self._logprobs(params, self._to_device(one), share)[:2] for one in rows]
+            [self._programs.logprobs(params, self._to_device(one), share)[:2] for one in rows]
             for rows, share in zip(passes, shares)
         ]
         # A token is in one pass, and 0 in the others.
@@ -247,8 +223,8 @@ class Learner:
 
     def _penalised(self, state: TrainState, rows: list[Rows], policy: PolicyBatch) -> PolicyBatch:
         """With KL-Cov's choice among all tokens of an update of several passes, by the policy before it."""
-        logprobs = sum(self._logprobs(state.params, one, policy.mask)[0] for one in rows)
-        return self._choose_penalised(logprobs, policy)
+        logprobs = sum(self._programs.logprobs(state.params, one, policy.mask)[0] for one in rows)
+        return self._programs.choose_penalised(logprobs, policy)
 
     def _to_device(self, rows: Rows) -> Rows:
         by_row = sharding(self.setup.mesh, ("batch", None))

@@ -25,6 +25,11 @@ class Program:
         self._jitted, self._name = jitted, name
         self._compiled: dict[Any, Any] = {}
 
+    @property
+    def jitted(self) -> Any:
+        """The function itself, to be lowered for another machine."""
+        return self._jitted
+
     def __call__(self, *args: Any) -> Any:
         leaves, structure = jax.tree.flatten(args)
         key = (structure, *((x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves))

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from dcore_jax.checkpoint import abstract
-from dcore_jax.models import abstract_decoder, read_model_config
+from dcore_jax.models import ModelConfig, abstract_decoder, read_model_config
 from dcore_jax.training.compilation import Program
 from dcore_jax.training.config import ComputeConfig, OptimizerConfig
 from dcore_jax.training.optimizer import float32, learning_rate_schedule, make_optimizer, with_float32_masters
@@ -29,6 +29,7 @@ class TrainSetup:
       mesh: of parameters, moments and batches.
       updates: optimizer steps of the whole run, which the learning rate schedule is stretched over.
       seed: of the state's random key.
+      model_config: the model's numbers, where there is no folder to read them from; such a setup loads no parameters.
 
     Attributes:
       model_config, graph: the model's numbers and its NNX graph; `nnx.merge(graph, params)` is the model.
@@ -46,10 +47,11 @@ class TrainSetup:
         optimizer: OptimizerConfig,
         updates: int,
         seed: int,
+        model_config: ModelConfig | None = None,
     ):
         self.folder, self.mesh, self.seed = folder, mesh, seed
         self.compute = compute.compute()
-        self.model_config = read_model_config(folder)
+        self.model_config = model_config or read_model_config(folder)
         self.graph, shapes = nnx.split(abstract_decoder(self.model_config, self.compute))
         self.schedule = learning_rate_schedule(optimizer, updates)
         self.optimizer = make_optimizer(optimizer, self.schedule)

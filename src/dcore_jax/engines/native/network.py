@@ -75,24 +75,28 @@ def _cast_program(network: Network, mesh: Mesh | None) -> Callable[[nnx.State], 
     """The program of `rollout_weights`, compiled once for an architecture and a mesh."""
     if mesh is None:
         return jax.jit(partial(_cast_and_unstack, network))
+    where = jax.tree.map(lambda x: x.sharding, rollout_weights_abstract(network, mesh))
+    return jax.jit(partial(_cast_and_unstack, network), out_shardings=where)
+
+
+def rollout_weights_abstract(network: Network, mesh: Mesh) -> RolloutWeights:
+    """The shapes and shardings of `rollout_weights` on a mesh; nothing is allocated."""
     logical = {
         row.path: tuple(None if a == "embed" else a for a in row.logical)
         for row in parameters(network.config)
     }
 
-    def state_sharding(prefix: tuple[str, ...], part: nnx.State) -> nnx.State:
+    def sharded(prefix: tuple[str, ...], part: nnx.State) -> nnx.State:
         flat = {}
-        for path, _ in nnx.to_flat_state(part):
-            axes = logical[(*prefix, *map(str, path))]
-            flat[path] = nnx.Param(sharding(mesh, axes[1:] if prefix else axes))
+        for path, leaf in nnx.to_flat_state(part):
+            axes, shape = logical[(*prefix, *map(str, path))], leaf.get_value()
+            where = sharding(mesh, axes[1:] if prefix else axes)
+            flat[path] = nnx.Param(jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where))
         return nnx.State.from_flat_path(flat)
 
     state = nnx.split(abstract_decoder(network.config, network.compute))[1]
     shapes = jax.eval_shape(partial(_cast_and_unstack, network), state)
-    out_shardings = RolloutWeights(
-        state_sharding((), shapes.outer), tuple(state_sharding(("layers",), x) for x in shapes.layers)
-    )
-    return jax.jit(partial(_cast_and_unstack, network), out_shardings=out_shardings)
+    return RolloutWeights(sharded((), shapes.outer), tuple(sharded(("layers",), x) for x in shapes.layers))
 
 
 def _cast_and_unstack(network: Network, state: nnx.State) -> RolloutWeights:
