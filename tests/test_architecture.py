@@ -15,6 +15,7 @@ FLOORS = [
     | {"preview", "report"},
     {"sft", "rl", "distill", "evaluation", "chat", "plots", "plots_rl"},
     {"aot"},
+    {"plan"},
     {"cli"},
 ]  # fmt: skip
 RECIPES = {"sft", "rl", "distill", "evaluation"}
