@@ -138,7 +138,7 @@ def _compiler(plan: Plan) -> str:
         return f"{name}, the device's own; {seconds:.0f} s"
     package = "jax[tpu]" if device.platform == "tpu" else "jax[cuda12]"
     return (
-        f"{name} ({seconds:.0f} s): {device.name}'s own is not installed here. Temporaries are the CPU compiler's, which computes "
+        f"{name} ({seconds:.0f} s): {device.name}'s own is not installed. Temporaries are the CPU compiler's, which computes "
         f"bfloat16 in float32: rather too large. The device's own: pip install '{package}' in an environment of its own"
     )
 
