@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from dcore_jax.kernels.mesh_axes import Layout, sum_over_tokens
 from dcore_jax.kernels.tiles import (
+    LANES,
     Softmax,
     dot,
     empty,
@@ -24,6 +26,9 @@ from dcore_jax.kernels.tiles import (
     token_block,
     vocab_block,
 )
+
+# The least number of blocks in which a gradient is scattered over devices: one block is in memory in float32, twice.
+_SCATTERED_BLOCKS = 16
 
 
 def forward(
@@ -60,10 +65,10 @@ def backward(
     temperature: Float[Array, ""],
     logsumexp: Float[Array, " tokens"],
     cotangent: Float[Array, " tokens"],
-    vocab_axis: str | None = None,
+    layout: Layout = Layout(),  # noqa: B008  (a NamedTuple)
     slope_of: Callable[..., Float[Array, "tokens block"]] | None = None,
-) -> tuple[Float[Array, "tokens width"], Float[Array, "width vocab"]]:
-    """Gradients of `sum cotangent * logprobs`, float32, recomputing each tile's logits.
+) -> tuple[Float[Array, "tokens width"], Float[Array, "_ vocab"]]:
+    """Gradients of `sum cotangent * logprobs`, recomputing each tile's logits.
 
     `d logits = cotangent / temperature * (onehot - softmax)`, where `onehot - softmax` is called the slope.
 
@@ -71,18 +76,19 @@ def backward(
       slope_of: computes the slope of a tile; by default `slope_of_tile`, in plain JAX.
 
     Returns:
-      d_hidden [T, D] over the whole vocabulary, d_unembed [D, V] of the local tokens.
+      d_hidden [T, D] float32, and d_unembed in the unembedding's dtype, of all tokens and split as `layout.d_unembed` says.
     """
     slope_of = slope_of or slope_of_tile
     (tokens, width), vocab = hidden.shape, unembed.shape[1]
-    columns_T = local_columns(targets, vocab, vocab_axis)
+    columns_T = local_columns(targets, vocab, layout.vocab_axis)
     scale_Tx1 = (cotangent / temperature)[:, None]
     # The token's factor goes into the [T, D] operands, not into the tiles: one pass less over each of them.
     scaled_TxD = (hidden * scale_Tx1).astype(hidden.dtype)
 
-    # The vocabulary is the outer loop, so that each block of the unembedding's gradient, the larger of the two, is written once.
+    # The vocabulary is the outer loop: each block of the unembedding's gradient, the larger of the two, is summed over the
+    # devices and written once, in its last layout and dtype. In float32 only a block exists.
     def over_vocab(first, size, grads):
-        d_hidden_TxD, d_unembed_VxD = grads
+        d_hidden_TxD, d_unembed_DxV = grads
         unembed_DxW = lax.dynamic_slice_in_dim(unembed, first, size, 1)
 
         def over_tokens(start, rows, carry):
@@ -101,14 +107,36 @@ def backward(
         d_hidden_TxD, d_unembed_WxD = over_blocks(
             tokens, token_block(tokens), over_tokens, (d_hidden_TxD, zeros_WxD)
         )
-        return d_hidden_TxD, lax.dynamic_update_slice_in_dim(d_unembed_VxD, d_unembed_WxD, first, 0)
+        return d_hidden_TxD, write_block(d_unembed_DxV, d_unembed_WxD, first, layout)
 
-    zeros = jnp.zeros((tokens, width), jnp.float32), jnp.zeros((vocab, width), jnp.float32)
-    d_hidden_TxD, d_unembed_VxD = over_blocks(vocab, vocab_block(tokens, vocab), over_vocab, zeros)
+    start = jnp.zeros((tokens, width), jnp.float32), empty_gradient(unembed, layout)
+    block = scattered_block(vocab_block(tokens, vocab), vocab, layout)
+    d_hidden_TxD, d_unembed_DxV = over_blocks(vocab, block, over_vocab, start)
     d_hidden_TxD = d_hidden_TxD * scale_Tx1
-    if vocab_axis is not None:
-        d_hidden_TxD = lax.psum(d_hidden_TxD, vocab_axis)
-    return d_hidden_TxD, d_unembed_VxD.T
+    if layout.vocab_axis is not None:
+        d_hidden_TxD = lax.psum(d_hidden_TxD, layout.vocab_axis)
+    return d_hidden_TxD, d_unembed_DxV
+
+
+def empty_gradient(unembed: Float[Array, "width vocab"], layout: Layout) -> Float[Array, "_ vocab"]:
+    """Zeros for this device's part of the unembedding's gradient."""
+    width, vocab = unembed.shape
+    return jnp.zeros((width // layout.width_shards, vocab), unembed.dtype)
+
+
+def write_block(
+    gradient: Float[Array, "_ vocab"], block: Float[Array, "block width"], first: Array | int, layout: Layout
+) -> Float[Array, "_ vocab"]:
+    """The gradient with one block of columns, given transposed of the local tokens: summed, and cut to this device's width."""
+    summed = sum_over_tokens(block.T, layout).astype(gradient.dtype)
+    return lax.dynamic_update_slice_in_dim(gradient, summed, first, 1)
+
+
+def scattered_block(block: int, vocab: int, layout: Layout) -> int:
+    """Columns of a block of the vocabulary; where its gradient is scattered, at most a sixteenth of them all, for its memory."""
+    if layout.width_axis is None:
+        return block
+    return min(block, -(-vocab // (_SCATTERED_BLOCKS * LANES)) * LANES)
 
 
 def slope_of_tile(

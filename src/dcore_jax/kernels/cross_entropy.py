@@ -2,11 +2,13 @@
 
 The weights are known before the loss is, so one pass over blocks of tokens gives loss and gradients with three products with the
 vocabulary (logits, d_hidden, d_unembed), where recomputation needs four; and blocks without a weighted token are never visited.
+Where a mesh scatters the unembedding's gradient, its memory counts for more than the fourth product: see `_by_vocabulary`.
 
 Shape letters: T tokens of this device, B tokens of a block, D width, V vocabulary columns of this device, W columns of a tile.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,14 @@ from jaxtyping import Array, Float, Int
 
 from dcore_jax.errors import check_choice
 from dcore_jax.kernels import reference
-from dcore_jax.kernels.blocked import across_shards, local_columns, onehot_minus_softmax
+from dcore_jax.kernels.blocked import (
+    across_shards,
+    empty_gradient,
+    local_columns,
+    onehot_minus_softmax,
+    scattered_block,
+    write_block,
+)
 from dcore_jax.kernels.logprobs import logprobs_and_entropy, pad_rows, resolve
 from dcore_jax.kernels.mesh_axes import Layout, current_layout, on_shards, sum_over_tokens
 from dcore_jax.kernels.tiles import (
@@ -134,13 +143,37 @@ def local_cross_entropy(
     Returns:
       (loss of all devices,), and with `differentiate` also the gradients of the local hidden states and of the unembedding.
     """
-    (tokens, width), vocab = hidden.shape, unembed.shape[1]
+    weighted = _weighted_first(hidden, unembed, targets, weights, layout)
+    if differentiate and layout.width_axis is not None:
+        return _by_vocabulary(hidden, unembed, weighted, layout)
+    return _by_tokens(hidden, unembed, weighted, layout, differentiate)
+
+
+class _Weighted(NamedTuple):
+    """A shard's tokens, of which the weighted ones are visited in blocks, and no others."""
+
+    hidden: Float[Array, "T D"]  # padded to whole blocks, as what follows
+    columns: Int[Array, " T"]  # targets relative to the device's first column of the vocabulary
+    weights: Float[Array, " T"]
+    order: Int[Array, " T"]  # the token at each place: weighted ones first, each part in its order
+    rank: Int[Array, " T"]  # a token's place
+    trips: Int[Array, ""]  # blocks that hold a weighted token
+    block: int
+
+    def at(self, i: Array) -> tuple[Array, Array, Array]:
+        """Hidden states, columns and weights of block i."""
+        rows_B = lax.dynamic_slice_in_dim(self.order, i * self.block, self.block)
+        weights_B = self.weights[rows_B]
+        # An unused row of the last block may hold anything; 0 * NaN would still be NaN.
+        hidden_BxD = jnp.where((weights_B != 0)[:, None], self.hidden[rows_B], 0)
+        return hidden_BxD, self.columns[rows_B], weights_B
+
+
+def _weighted_first(hidden, unembed, targets, weights, layout: Layout) -> _Weighted:
+    tokens, vocab = hidden.shape[0], unembed.shape[1]
     block = cross_entropy_block(tokens, vocab)
-    tile = vocab_block(block, vocab)
     columns_T = local_columns(targets, vocab, layout.vocab_axis)
     hidden_TxD, columns_T, weights_T = (pad_rows(x, -tokens % block) for x in (hidden, columns_T, weights))
-    # Weighted tokens first, each part in its order: `rank` is a token's new place, `order` the token at each place. The loop then
-    # runs over the blocks that hold a weighted token, and no others.
     used_T = weights_T != 0
     count = jnp.sum(used_T, dtype=jnp.int32)
     rank_T = jnp.where(used_T, jnp.cumsum(used_T) - 1, count + jnp.cumsum(~used_T) - 1)
@@ -153,13 +186,19 @@ def local_cross_entropy(
     if layout.token_axes:
         # The loop holds collectives over the vocabulary axis: every device must make the same number of trips.
         trips = lax.pmax(trips, layout.token_axes)
+    return _Weighted(hidden_TxD, columns_T, weights_T, order_T, rank_T, trips, block)
+
+
+def _by_tokens(
+    hidden, unembed, weighted: _Weighted, layout: Layout, differentiate: bool
+) -> tuple[Array, ...]:
+    """One pass over blocks of tokens, whose rows of logits are kept for the gradients: three products with the vocabulary."""
+    (tokens, width), vocab, block = hidden.shape, unembed.shape[1], weighted.block
+    tile = vocab_block(block, vocab)
 
     def over_tokens(i, carry):
         loss, d_hidden_TxD, d_unembed_VxD, logits_BxV = carry
-        rows_B = lax.dynamic_slice_in_dim(order_T, i * block, block)
-        weights_B, columns_B = weights_T[rows_B], columns_T[rows_B]
-        # An unused row of the last block may hold anything; 0 * NaN would still be NaN.
-        hidden_BxD = jnp.where((weights_B != 0)[:, None], hidden_TxD[rows_B], 0)
+        hidden_BxD, columns_B, weights_B = weighted.at(i)
 
         def statistics(first, size, carry):
             part, logits_BxV = carry
@@ -194,9 +233,11 @@ def local_cross_entropy(
         d_hidden_TxD = lax.dynamic_update_slice_in_dim(d_hidden_TxD, d_hidden_BxD, i * block, 0)
         return loss, d_hidden_TxD, d_unembed_VxD, logits_BxV
 
-    shapes = (hidden_TxD.shape, (vocab, width), (block, vocab)) if differentiate else ()
+    shapes = (weighted.hidden.shape, (vocab, width), (block, vocab)) if differentiate else ()
     start = tuple(jnp.zeros(shape, jnp.float32) for shape in shapes) or (None,) * 3
-    loss, d_hidden_TxD, d_unembed_VxD, _ = lax.fori_loop(0, trips, over_tokens, (jnp.float32(0), *start))
+    loss, d_hidden_TxD, d_unembed_VxD, _ = lax.fori_loop(
+        0, weighted.trips, over_tokens, (jnp.float32(0), *start)
+    )
     if layout.token_axes:
         loss = lax.psum(loss, layout.token_axes)
     if not differentiate:
@@ -204,5 +245,57 @@ def local_cross_entropy(
     if layout.vocab_axis is not None:
         d_hidden_TxD = lax.psum(d_hidden_TxD, layout.vocab_axis)
     # Back to the callers' order, without the padding.
-    d_hidden_TxD = d_hidden_TxD[rank_T[:tokens]].astype(hidden.dtype)
+    d_hidden_TxD = d_hidden_TxD[weighted.rank[:tokens]].astype(hidden.dtype)
     return loss, d_hidden_TxD, sum_over_tokens(d_unembed_VxD.T, layout).astype(unembed.dtype)
+
+
+def _by_vocabulary(hidden, unembed, weighted: _Weighted, layout: Layout) -> tuple[Array, ...]:
+    """Gradients by blocks of the vocabulary, each of which the devices sum and divide at once: a fourth product with the
+    vocabulary, and in place of the whole unembedding's gradient in float32 one block of it."""
+    (tokens, width), vocab, block = hidden.shape, unembed.shape[1], weighted.block
+
+    def over_tokens(i, carry):
+        loss, logsumexp_T = carry
+        hidden_BxD, columns_B, weights_B = weighted.at(i)
+
+        def statistics(first, size, part):
+            logits_BxW = dot(hidden_BxD, lax.dynamic_slice_in_dim(unembed, first, size, 1), (1, 0))
+            return merge(part, summarise(logits_BxW, columns_B - first))
+
+        part = over_blocks(vocab, vocab_block(block, vocab), statistics, empty(block))
+        logprob_B, _, logsumexp_B = finish(across_shards(part, layout.vocab_axis))
+        loss -= jnp.sum(jnp.where(weights_B != 0, weights_B * logprob_B, 0))
+        return loss, lax.dynamic_update_slice_in_dim(logsumexp_T, logsumexp_B, i * block, 0)
+
+    start = jnp.float32(0), jnp.zeros(weighted.order.shape, jnp.float32)
+    loss, logsumexp_T = lax.fori_loop(0, weighted.trips, over_tokens, start)
+
+    def over_vocab(first, size, carry):
+        d_hidden_TxD, d_unembed_DxV = carry
+        unembed_DxW = lax.dynamic_slice_in_dim(unembed, first, size, 1)
+
+        def gradients(i, carry):
+            d_hidden_TxD, d_unembed_WxD = carry
+            hidden_BxD, columns_B, weights_B = weighted.at(i)
+            logsumexp_B = lax.dynamic_slice_in_dim(logsumexp_T, i * block, block)
+            logits_BxW = dot(hidden_BxD, unembed_DxW, (1, 0))
+            slope_BxW = onehot_minus_softmax(logits_BxW, logsumexp_B, columns_B - first).astype(unembed.dtype)
+            d_hidden_BxD = lax.dynamic_slice_in_dim(d_hidden_TxD, i * block, block)
+            d_hidden_BxD = d_hidden_BxD + dot(slope_BxW, unembed_DxW, (1, 1))
+            scaled_BxD = (hidden_BxD * -weights_B[:, None]).astype(hidden_BxD.dtype)
+            d_hidden_TxD = lax.dynamic_update_slice_in_dim(d_hidden_TxD, d_hidden_BxD, i * block, 0)
+            return d_hidden_TxD, d_unembed_WxD + dot(slope_BxW, scaled_BxD, (0, 0))
+
+        zeros_WxD = jnp.zeros((size, width), jnp.float32)
+        carry = lax.fori_loop(0, weighted.trips, gradients, (d_hidden_TxD, zeros_WxD))
+        return carry[0], write_block(d_unembed_DxV, carry[1], first, layout)
+
+    tile = scattered_block(vocab_block(block, vocab), vocab, layout)
+    start = jnp.zeros(weighted.hidden.shape, jnp.float32), empty_gradient(unembed, layout)
+    d_hidden_TxD, d_unembed_DxV = over_blocks(vocab, tile, over_vocab, start)
+    d_hidden_TxD *= -weighted.weights[weighted.order][:, None]
+    if layout.token_axes:
+        loss = lax.psum(loss, layout.token_axes)
+    if layout.vocab_axis is not None:
+        d_hidden_TxD = lax.psum(d_hidden_TxD, layout.vocab_axis)
+    return loss, d_hidden_TxD[weighted.rank[:tokens]].astype(hidden.dtype), d_unembed_DxV

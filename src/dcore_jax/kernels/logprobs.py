@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from dcore_jax.errors import UserError, check_choice
 from dcore_jax.kernels import blocked, pallas, reference
-from dcore_jax.kernels.mesh_axes import current_layout, on_shards, sum_over_tokens
+from dcore_jax.kernels.mesh_axes import current_layout, on_shards
 from dcore_jax.kernels.tiles import target_in_range
 
 IMPLEMENTATIONS = ("auto", "reference", "blocked", "pallas")
@@ -91,8 +91,8 @@ def _backward(implementation, residuals, cotangents):
     rows = -tokens % layout.token_shards
 
     def local(*arrays):
-        d_hidden, d_unembed = kernel.backward(*arrays, vocab_axis=layout.vocab_axis)
-        return d_hidden.astype(hidden.dtype), sum_over_tokens(d_unembed, layout).astype(unembed.dtype)
+        d_hidden, d_unembed = kernel.backward(*arrays, layout=layout)
+        return d_hidden.astype(hidden.dtype), d_unembed
 
     run = on_shards(
         layout,

@@ -29,6 +29,7 @@ class Layout(NamedTuple):
     token_shards: int = 1  # parts of the tokens in all
     vocab_axis: str | None = None  # over which the vocabulary is split
     width_axis: str | None = None  # over which the unembedding's gradient is scattered
+    width_shards: int = 1  # parts of that gradient
 
     @property
     def tokens(self) -> P:
@@ -81,6 +82,7 @@ def current_layout(width: int, vocab: int) -> Layout:
         token_shards=math.prod(sizes[name] for name in token_axes),
         vocab_axis=VOCAB_AXIS if split_vocab else None,
         width_axis=WIDTH_AXIS if scatter else None,
+        width_shards=sizes[WIDTH_AXIS] if scatter else 1,
     )
 
 

@@ -21,7 +21,8 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
 from dcore_jax.kernels import blocked
-from dcore_jax.kernels.tiles import LOWEST, Softmax, dot, finish, rescale
+from dcore_jax.kernels.mesh_axes import Layout
+from dcore_jax.kernels.tiles import LANES, LOWEST, Softmax, dot, finish, rescale
 from dcore_jax.target import target_platform
 
 
@@ -33,6 +34,7 @@ class Tile(NamedTuple):
     depth: int  # K: the width is summed in steps of it
 
 
+_VMEM = 12 * 2**20  # bytes of the 16 MiB that a kernel gets on a TPU unasked; the rest is for its results
 # 128 columns divide Qwen's 151,936 (2^7 x 1,187) and Llama's 128,256: more columns would need a padded copy of the unembedding.
 # The interpreter (cpu) costs time per tile, so its tiles are large.
 TILES = {"cpu": Tile(8, 2048, 32), "gpu": Tile(128, 128, 64), "tpu": Tile(256, 128, 128)}
@@ -63,11 +65,11 @@ def backward(
     temperature: Float[Array, ""],
     logsumexp: Float[Array, " tokens"],
     cotangent: Float[Array, " tokens"],
-    vocab_axis: str | None = None,
-) -> tuple[Float[Array, "tokens width"], Float[Array, "width vocab"]]:
+    layout: Layout = Layout(),  # noqa: B008  (a NamedTuple)
+) -> tuple[Float[Array, "tokens width"], Float[Array, "_ vocab"]]:
     """As `blocked.backward`, with the slope of each block computed by the kernel."""
     return blocked.backward(
-        hidden, unembed, targets, temperature, logsumexp, cotangent, vocab_axis, slope_of=slope_of_block
+        hidden, unembed, targets, temperature, logsumexp, cotangent, layout, slope_of=slope_of_block
     )
 
 
@@ -133,7 +135,7 @@ def _over_tiles(kernel, hidden, unembed, per_token: tuple[Array, ...], temperatu
     """
     (tokens, width), vocab = hidden.shape, unembed.shape[1]
     backend = target_backend()
-    tile = TILES[backend]
+    tile = tile_for(backend, width, unembed.dtype.itemsize)
     inverse = jnp.broadcast_to(1 / temperature, (tokens,))
     rows, depth, columns = -tokens % tile.tokens, -width % tile.depth, -vocab % tile.vocab
     # Padded, since Triton reads past an array's end without an error; a size that the tile divides is not copied.
@@ -160,7 +162,7 @@ def _over_tiles(kernel, hidden, unembed, per_token: tuple[Array, ...], temperatu
         ],
         out_specs=out_specs,
         interpret=backend == "cpu",
-        compiler_params=_compiler_params(backend, unembed.dtype),
+        compiler_params=_compiler_params(backend, tile, width, unembed.dtype.itemsize),
     )(hidden, unembed, *per_token)
     return tuple(x[..., :tokens] for x in out) if kernel is _summarise_tile else out[:vocab, :tokens]
 
@@ -170,11 +172,30 @@ def target_backend() -> str:
     return platform if (platform := target_platform()) in ("gpu", "tpu") else "cpu"
 
 
-def _compiler_params(backend: str, dtype):
-    if backend != "gpu":
+def tile_for(backend: str, width: int, itemsize: int) -> Tile:
+    """The tile of `TILES`, with fewer tokens where a TPU's vector memory does not hold its operands at this width."""
+    tile = TILES[backend]
+    while backend == "tpu" and tile.tokens > LANES and _operand_bytes(tile, width, itemsize) > _VMEM:
+        tile = tile._replace(tokens=tile.tokens - LANES)
+    return tile
+
+
+def _operand_bytes(tile: Tile, width: int, itemsize: int) -> int:
+    """Of the rows of hidden states and the columns of the unembedding, each twice: one pair arrives while the other is used."""
+    return 2 * (tile.tokens + tile.vocab) * width * itemsize
+
+
+def _compiler_params(backend: str, tile: Tile, width: int, itemsize: int):
+    if backend == "cpu":
         return None
+    if backend == "tpu":
+        from jax.experimental.pallas import tpu
+
+        # The smallest tile of a very wide model needs more than a kernel gets unasked, which is a part of what the chip has.
+        needed = _operand_bytes(tile, width, itemsize)
+        return tpu.CompilerParams(vmem_limit_bytes=needed + _VMEM // 2) if needed > _VMEM else None
     # Without parameters JAX would choose Mosaic GPU, which is being removed from pallas_call.
     from jax.experimental.pallas import triton
 
     # The pipeline's stages must fit in 164 KiB of shared memory: 32 KiB each in bfloat16, 64 KiB in float32.
-    return triton.CompilerParams(num_warps=8, num_stages=3 if dtype.itemsize == 2 else 2)
+    return triton.CompilerParams(num_warps=8, num_stages=3 if itemsize == 2 else 2)

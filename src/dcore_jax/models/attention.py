@@ -9,7 +9,7 @@ to its own branch, as if the prefix had been repeated before each. `splash` cann
 
 import math
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dcore_jax.errors import UserError, check_choice
 from dcore_jax.mesh import BATCH_AXES
-from dcore_jax.models.blocked_attention import blocked_attention
+from dcore_jax.models.blocked_attention import SAVED_NAME, blocked_attention
 from dcore_jax.target import target_platform
 
 AttentionImplementation = Literal["auto", "xla", "cudnn", "splash", "splash_interpret"]
@@ -27,6 +27,17 @@ AttentionImplementation = Literal["auto", "xla", "cudnn", "splash", "splash_inte
 # Tokens per block of blocked_attention. On an accelerator each turn of a loop synchronises with the host: few, large blocks
 # there.
 XLA_BLOCK = {"cpu": 256, "gpu": 512, "tpu": 512}
+
+
+_saved_by_name = jax.checkpoint_policies.save_only_these_names(SAVED_NAME)
+
+
+def save_attention(primitive: Any, *avals: Any, **parameters: Any) -> Any:
+    """The policy of `jax.checkpoint` that keeps what attention's backward pass needs of its forward pass, with every backend."""
+    # splash and blocked_attention name their outputs; cuDNN's forward pass is an operation of JAX that names none.
+    if primitive.name.startswith("dot_product_attention_fwd"):
+        return True
+    return _saved_by_name(primitive, *avals, **parameters)
 
 
 def segment_mask(
@@ -62,7 +73,8 @@ def choose_implementation(
     """
     check_choice("attention", implementation, get_args(AttentionImplementation))
     half = dtype in (jnp.bfloat16, jnp.float16)
-    cudnn_fits = half and head_dim % 8 == 0 and head_dim <= 128
+    # Its backward pass takes a mask of an even number of tokens only.
+    cudnn_fits = half and head_dim % 8 == 0 and head_dim <= 128 and length % 2 == 0
     splash_fits = head_dim % 128 == 0 and length % 128 == 0
     if implementation == "auto":
         if platform == "gpu" and cudnn_fits:
@@ -73,7 +85,8 @@ def choose_implementation(
             raise UserError(f"attention cudnn needs an NVIDIA GPU, this is {platform}; use attention=xla")
         if not cudnn_fits:
             raise UserError(
-                f"attention cudnn needs bf16 or fp16 and head_dim <= 128, a multiple of 8; here {dtype} and {head_dim}: use xla"
+                "attention cudnn needs bf16 or fp16, head_dim <= 128, a multiple of 8, and rows of an even number of tokens; "
+                f"here {dtype}, {head_dim} and {length}: use attention=xla"
             )
     if implementation == "splash" and platform != "tpu":
         raise UserError(f"attention splash needs a TPU, this is {platform}; use attention=xla")
@@ -170,7 +183,7 @@ def _splash(q, k, v, segment_ids, branches, *, interpret):
     )
     kernel = splash_attention_kernel.make_splash_mqa_single_device if k.shape[2] == 1 else None
     make = kernel or splash_attention_kernel.make_splash_mha_single_device
-    attention = make(causal, block_sizes=sizes, interpret=interpret)
+    attention = make(causal, block_sizes=sizes, interpret=interpret, residual_checkpoint_name=SAVED_NAME)
     ids = splash_attention_kernel.SegmentIds(segment_ids, segment_ids)
 
     def one_row(q, k, v, ids):  # [length, heads, head_dim]

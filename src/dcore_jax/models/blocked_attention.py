@@ -16,11 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 # Below every score, and finite, so that the difference of two of them is not NaN.
 _LOWEST = np.float32(-1e30)
 _NO_SEGMENT = -1
+SAVED_NAME = "attention"  # of what a rematerialisation policy may save
 
 
 class _Blocks(NamedTuple):
@@ -132,6 +134,8 @@ def _forward(scale, queries, keys, values, blocks):
         return None, ((out / total).astype(q.dtype), maximum + jnp.log(total))
 
     _, (out, logsumexp) = lax.scan(attend_block, None, (jnp.arange(n), queries, blocks))
+    # By this name a rematerialisation policy may keep both, so that the backward pass does not run this loop again.
+    out, logsumexp = (checkpoint_name(x, SAVED_NAME) for x in (out, logsumexp))
     return out, (queries, keys, values, blocks, out, logsumexp)
 
 

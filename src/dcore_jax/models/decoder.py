@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from dcore_jax.errors import check_choice
 from dcore_jax.mesh import constrain
-from dcore_jax.models.attention import attend
+from dcore_jax.models.attention import attend, save_attention
 from dcore_jax.models.config import ModelConfig
 from dcore_jax.models.rope import rotate, rotation
 
@@ -26,7 +26,7 @@ from dcore_jax.models.rope import rotate, rotation
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "none": None,  # everything is stored
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # outputs of the weight matmuls
-    "attention": jax.checkpoint_policies.save_only_these_names("attention"),  # attention's output only
+    "attention": save_attention,  # attention's output and the softmax's normaliser: its forward pass is not repeated
     "full": jax.checkpoint_policies.nothing_saveable,  # a layer's input only
 }
 
@@ -129,8 +129,7 @@ class Attention(nnx.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         out, cache = run_attention(rotate(q, *rope), rotate(k, *rope), v, cache)
-        out = jax.ad_checkpoint.checkpoint_name(out.reshape(B, S, -1), "attention")
-        return self.o(out), cache
+        return self.o(out.reshape(B, S, -1)), cache
 
 
 class MLP(nnx.Module):
@@ -204,6 +203,10 @@ class Decoder(nnx.Module):
     def unembed(self) -> Float[Array, "width vocab"]:
         """The output head; with tied embeddings the transposed embedding."""
         return self.embedding.get_value().T if self.head is None else self.head.get_value()
+
+    def head_in(self, dtype: Any) -> Float[Array, "width vocab"]:
+        """`unembed` in another dtype, split as it is stored: what gathers it sends that dtype, not the stored one."""
+        return constrain(self.unembed.astype(dtype), "embed", "vocab")
 
     def hidden(
         self,

@@ -56,7 +56,7 @@ def response_logprobs(
     before = jnp.take_along_axis(hidden, jnp.asarray(rows.predictors)[..., None], axis=1)
     found = logprobs_and_entropy(
         before.reshape(-1, hidden.shape[-1]),
-        model.unembed.astype(hidden.dtype),
+        model.head_in(hidden.dtype),
         jnp.asarray(rows.targets).reshape(-1),
         temperature=temperature,
     )
@@ -100,6 +100,8 @@ def accumulate_pass(
         return policy_batch_loss(config, logprobs, part, denominator=denominator, entropy=entropy)
 
     (value, sums), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    # Without a barrier XLA moves the additions into the backward pass's loop over layers; libtpu then fails an internal check.
+    gradient = jax.lax.optimization_barrier(gradient)
     return Accumulated(
         accumulated.loss + value,
         add_policy_sums(accumulated.sums, sums),

@@ -63,7 +63,7 @@ def loss_sum(graph: nnx.GraphDef, params: PyTree, micro: Batch) -> Float[Array, 
     weights = predicted_weights(micro, micro.loss_mask)
     return cross_entropy(
         hidden.reshape(-1, hidden.shape[-1]),
-        model.unembed.astype(hidden.dtype),
+        model.head_in(hidden.dtype),
         targets.reshape(-1),
         weights.reshape(-1),
     )

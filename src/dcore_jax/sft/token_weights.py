@@ -155,7 +155,7 @@ def measured_regions(
         # Position t predicts token t + 1: its entropy is that of the next token's distribution.
         _, entropy = logprobs_and_entropy(
             hidden.reshape(-1, hidden.shape[-1]),
-            model.unembed.astype(hidden.dtype),
+            model.head_in(hidden.dtype),
             jnp.roll(part.tokens, -1, axis=-1).reshape(-1),
         )
         shifted = jnp.roll(labels, -1, axis=-1).astype(jnp.int32)
