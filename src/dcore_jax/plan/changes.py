@@ -90,9 +90,10 @@ def _with(setting: Setting, **changed: Any) -> Setting:
 
 
 def _remat(now: Setting) -> _Step:
-    if now.config.compute.remat != "full":
-        compute = replace(now.config.compute, remat="full")
-        yield _with(now, compute=compute), {"remat": "remat full"}, {"compute.remat": "full"}
+    less = {"none": ("attention", "full"), "dots": ("attention", "full"), "attention": ("full",)}
+    for remat in less.get(now.config.compute.remat, ()):
+        new = _with(now, compute=replace(now.config.compute, remat=remat))
+        yield new, {"remat": f"remat {remat}"}, {"compute.remat": remat}
 
 
 def _reference(now: Setting) -> _Step:

@@ -256,6 +256,6 @@ def _collective_json(collective: Collective) -> dict[str, Any]:
     }
 
 
-def _size(size: float) -> str:
+def _size(size: int | float) -> str:
     """Bytes in GiB, or in MiB below one."""
     return f"{size / _GIB:.2f} GiB" if size >= _GIB else f"{size / 2**20:.1f} MiB"

@@ -152,7 +152,7 @@ def step_phases(setting: Setting, workload: Workload, programs: tuple[ProgramPla
     }
     parts = {program.name: program.parts for program in programs}
 
-    def phase(name: str, runs: float, work: Work, program: str | None = None) -> Phase:
+    def phase(name: str, runs: int | float, work: Work, program: str | None = None) -> Phase:
         return Phase(name, runs, work, wire.get(program or name, 0.0), setting.devices)
 
     if isinstance(setting.config, SFTConfig):
@@ -167,7 +167,7 @@ def step_phases(setting: Setting, workload: Workload, programs: tuple[ProgramPla
             sample=sample,
             microbatches=config.accumulation,
         )
-        return (phase("SFT step", 1, work + optimizer_work(shape, parts["SFT step"])),)
+        return (phase("SFT step", 1, work + optimizer_work(shape, parts.get("SFT step", {}))),)
     return tuple(_rl_phases(setting, workload, phase, parts))
 
 

@@ -19,9 +19,9 @@ class Phase:
     """A program with its share of an optimizer step (SFT) or of a round of rollouts and updates (RL)."""
 
     name: str
-    runs: float  # in a step
+    runs: int | float  # in a step
     work: Work  # of one run
-    wire: float  # bytes that one device sends in a run
+    wire: int | float  # bytes that one device sends in a run
     devices: int
 
     def seconds(self, rates: Rates, efficiency: float = 1.0) -> float:
@@ -52,7 +52,7 @@ class Cost:
     price: float | None  # in the currency of the price per chip-hour
 
 
-def recipe_cost(step_seconds: float, steps: int, devices: int, price: float | None) -> Cost:
+def recipe_cost(step_seconds: int | float, steps: int, devices: int, price: float | None) -> Cost:
     """The steps one after the other; loading, evaluation and checkpoints are not in it."""
     hours = step_seconds * steps / 3600
     return Cost(steps, hours, hours * devices, None if price is None else round(hours * devices * price, 2))

@@ -27,14 +27,14 @@ HEAD_PRODUCTS = {"SFT step": 3, "RL score": 1, "RL update": 4}
 class Work(NamedTuple):
     """Of one run of a program."""
 
-    flops: float  # executed, on all devices
-    useful: float  # needed, on all devices
-    traffic: float  # bytes that one device's memory reads and writes
+    flops: int | float  # executed, on all devices
+    useful: int | float  # needed, on all devices
+    traffic: int | float  # bytes that one device's memory reads and writes
 
     def __add__(self, other: "Work") -> "Work":  # type: ignore[override]
         return Work(*(a + b for a, b in zip(self, other)))
 
-    def times(self, count: float) -> "Work":
+    def times(self, count: int | float) -> "Work":
         """Of so many runs."""
         return Work(*(count * value for value in self))
 
@@ -123,7 +123,7 @@ def training_work(
     )
 
 
-def _layer_flops(shape: Shape, tokens: int, visited: float, forward_only: bool) -> float:
+def _layer_flops(shape: Shape, tokens: int, visited: int | float, forward_only: bool) -> float:
     weights, scores = 2.0 * shape.layer_weights * tokens, 2.0 * shape.channels * visited
     forward = weights + 2 * scores
     if forward_only:
@@ -132,7 +132,7 @@ def _layer_flops(shape: Shape, tokens: int, visited: float, forward_only: bool) 
     return forward + backward + _again(shape, tokens, scores)
 
 
-def _again(shape: Shape, tokens: int, scores: float) -> float:
+def _again(shape: Shape, tokens: int, scores: int | float) -> float:
     """What rematerialisation computes again: of a layer, everything that its backward pass reads, so not the last product."""
     model = shape.model
     last = model.num_layers * model.intermediate_size * model.hidden_size
@@ -140,12 +140,9 @@ def _again(shape: Shape, tokens: int, scores: float) -> float:
     return {
         "none": 0.0,
         "dots": 2 * scores,
-        "attention": weights + 2 * scores * (not KEEPS_ATTENTION),
+        "attention": weights,
         "full": weights + 2 * scores,
     }[shape.compute.remat]
-
-
-KEEPS_ATTENTION = False  # whether remat=attention keeps all that attention's backward pass reads
 
 
 def _passes(shape: Shape, forward_only: bool) -> int:
@@ -193,7 +190,7 @@ def optimizer_work(shape: Shape, parts: dict[str, int]) -> Work:
     return Work(0.0, 0.0, 2.0 * held + parts.get("gradients", 0))
 
 
-def decode_work(shape: Shape, *, slots: int, length: float) -> Work:
+def decode_work(shape: Shape, *, slots: int, length: int | float) -> Work:
     """One token in every slot of the native engine, whose sequences hold `length` positions on average."""
     model = shape.model
     flops = slots * (2.0 * model.num_matmul_parameters + 4.0 * shape.channels * length)
