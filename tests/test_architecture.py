@@ -15,6 +15,7 @@ FLOORS = [
     | {"player", "preview", "report"},
     {"sft", "rl", "distill", "evaluation", "chat", "serve", "plots", "plots_rl"},
     {"aot"},
+    {"plan"},
     {"cli"},
 ]  # fmt: skip
 RECIPES = {"sft", "rl", "distill", "evaluation"}

@@ -19,8 +19,9 @@ from conftest import CHECKPOINTS, torch_config, torch_model
 from dcore_jax import UserError, load_hf
 from dcore_jax.models import Compute, model_config_from_hf, read_model_config
 from dcore_jax.models.attention import choose_implementation
-from dcore_jax.models.config import _NO_EFFECT, DEFINED_FIELDS, Llama3Scaling, ignored_fields
+from dcore_jax.models.config import _NO_EFFECT, DEFINED_FIELDS, ignored_fields
 from dcore_jax.models.decoder import REMAT_POLICIES
+from dcore_jax.models.rope_scaling import Llama3Scaling, YarnScaling
 from dcore_jax.weights import hf_config, hf_tensors, new_decoder
 
 RNG = np.random.default_rng(0)
@@ -216,7 +217,7 @@ def test_only_llama_has_biases_in_its_mlp():
         ({"hidden_act": "gelu"}, "field hidden_act='gelu' changes the result"),
         ({"use_sliding_window": True}, "field use_sliding_window=True"),
         ({"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "layer_types holds 'sliding_attention'"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}}, "rope type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 4.0}}, "rope type 'dynamic' changes"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"quantization_config": {"bits": 4}}, "field quantization_config"),
         ({"attention_bias": 1}, "field attention_bias=1 is neither true nor false"),
@@ -285,10 +286,15 @@ def test_a_config_that_is_no_object_is_refused(tmp_path):
 
 
 GOOD = {name: torch_config(name).to_dict() for name in CHECKPOINTS}
+YARN = {
+    "rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 128, "attention_factor": 1.2,
+    "beta_fast": 30.0, "beta_slow": 2.0, "mscale": 1.0, "mscale_all_dim": 0.5, "truncate": False,
+}  # fmt: skip
+GOOD["qwen3_yarn"] = {**GOOD["qwen3"], "rope_parameters": YARN}
 # Fields beside the classes' own that transformers reads into what is compared.
 OURS = {"rope_theta", "rope_scaling", "partial_rotary_factor", "original_max_position_embeddings", "head_dim"}
 ROPE_FIELDS = sorted(
-    {*GOOD["llama"]["rope_parameters"], "type", "partial_rotary_factor", "attention_factor", "mrope_section"}
+    {*GOOD["llama"]["rope_parameters"], *YARN, "type", "partial_rotary_factor", "mrope_section"}
 )
 VALUE = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 6) | st.sampled_from([8, 48, 64, 131, 512, 10**400])
@@ -317,6 +323,25 @@ FIELD = st.sampled_from(
     ]
 )
 MISSING = object()
+
+
+def scaling_of(rope: dict, positions: int):
+    """What transformers' `rope_parameters` say, in our classes: absent and null fields have its defaults."""
+    kind = {"default": None, "llama3": Llama3Scaling, "yarn": YarnScaling}[rope["rope_type"]]
+    if kind is None:
+        return None
+    defaults = {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": positions / rope["original_max_position_embeddings"],
+    }
+    given = {field.name: rope.get(field.name) for field in dataclasses.fields(kind)}
+    given = {name: defaults.get(name) if value is None else value for name, value in given.items()}
+    given["truncate"] = rope.get("truncate", True)
+    # A whole number, such as a factor of 8, is a float to us and stays an int in transformers.
+    whole = ("original_max_position_embeddings", "truncate")
+    values = {n: v if v is None or n in whole else float(v) for n, v in given.items()}
+    return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
 
 
 @settings(max_examples=300, deadline=None)
@@ -357,13 +382,7 @@ def test_any_mutation_of_a_config_is_read_as_transformers_reads_it_or_refused(na
         "output_bias": theirs.attention_bias if kind != "Qwen2" else False,
         "mlp_bias": theirs.mlp_bias if kind == "Llama" else False,
         "qk_norm": kind == "Qwen3",
-        "rope_scaling": None if rope["rope_type"] == "default" else Llama3Scaling(
-            # A whole number, such as a factor of 8, is a float to us and stays an int in transformers.
-            **{
-                f.name: float(rope[f.name]) if f.type in (float, "float") else rope[f.name]
-                for f in dataclasses.fields(Llama3Scaling)
-            }
-        ),
+        "rope_scaling": scaling_of(rope, theirs.max_position_embeddings),
     }  # fmt: skip
     for field in dataclasses.fields(config):
         wanted = expected.get(field.name, getattr(theirs, field.name, None))

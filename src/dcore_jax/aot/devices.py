@@ -16,7 +16,7 @@ class Device:
     """One chip. Rates are peaks: no program reaches them."""
 
     name: str
-    platform: Literal["tpu", "gpu"]
+    platform: Literal["tpu", "gpu", "cpu"]
     kind: str  # as jax.Device.device_kind
     memory: int  # bytes that the chip has, as its compiler or driver counts them
     peak_flops: float  # dense bf16 matrix products, FLOP/s (T4: fp16)

@@ -47,6 +47,8 @@ _CPU = "XLA CPU"
 
 def compiler_of(device: Device) -> str:
     """The compiler that `compile_for` uses here: `libtpu <version>`, `XLA GPU (jax-cuda12-plugin <version>)` or `XLA CPU`."""
+    if device.platform == "cpu":
+        return _CPU
     if device.platform == "tpu":
         return f"libtpu {version('libtpu')}" if find_spec("libtpu") else _CPU
     for package in _CUDA_PACKAGES:

@@ -41,7 +41,7 @@ class ChatConfig:
     max_tokens: int = 512
     """Most tokens of one turn."""
     max_length: int = 4096
-    """Most tokens of the whole conversation; no more than the model's max_position_embeddings."""
+    """Most tokens of the whole conversation; no more than the model's context length."""
     max_turns: int = 8
     """Turns in a row that the model may take by calling tools, before it is your turn."""
     chat_template_kwargs: tuple[str, ...] = ()
@@ -156,7 +156,7 @@ def open_session(config: ChatConfig) -> Session:
     engine = NativeEngine(
         decoder,
         slots=1,
-        max_length=min(config.max_length, decoder.config.max_position_embeddings),
+        max_length=min(config.max_length, decoder.config.context_length),
         eos_token_ids=sorted(stop_token_ids(folder, tokenizer)),
         steps_per_dispatch=_STEPS,
     )

@@ -12,6 +12,7 @@ COMMANDS = {
     "sft": "packed supervised fine-tuning on a mesh",
     "rl": "DA-GRPO and its relatives on tool rewards",
     "distill": "self-distillation: seeds to a verified SFT corpus",
+    "plan": "what a recipe needs on a TPU or GPU: memory, time, price, before one is rented",
     "preview": "data as the model will see them, before anything is trained",
     "export": "a run's checkpoint as a Hugging Face folder",
     "eval": "a benchmark's own questions and checkers, for a model or for stored answers",

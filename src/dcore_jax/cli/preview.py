@@ -83,7 +83,7 @@ def _preview(config: PreviewConfig, embedded: Path) -> tuple[list[tuple[str, Any
     sft = SFTConfig(model=config.model, data=config.data)
     folder, files = model_and_files(sft, embedded)
     template = chat_template(load_tokenizer(folder), config.chat_template_kwargs, datetime.now())
-    length = min(config.length, read_model_config(folder).max_position_embeddings)
+    length = min(config.length, read_model_config(folder).context_length)
     rejected = Rejections()
     records = itertools.islice(iterate_records(files, rejected), config.records)
     preview = collect(

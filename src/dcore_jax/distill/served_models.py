@@ -98,7 +98,7 @@ def _engines(folder: Path, tokenizer: Any, config: DistillConfig, output: Path) 
         config.engine,
         folder,
         decoder=load_hf(folder, dtype=config.dtype, mesh=mesh) if config.engine.name == "native" else None,
-        max_length=config.max_length or read_model_config(folder).max_position_embeddings,
+        max_length=config.max_length or read_model_config(folder).context_length,
         eos_token_ids=sorted(stop_token_ids(folder, tokenizer)),
         output=output,
         dtype=config.dtype,

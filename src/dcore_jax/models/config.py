@@ -12,17 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from dcore_jax.errors import UserError
+from dcore_jax.models.fields import decimal_field, flag_field, shown, size_field, whole_number
+from dcore_jax.models.rope_scaling import RopeScaling, read_rope
 from dcore_jax.progress import log
-
-
-@dataclass(frozen=True)
-class Llama3Scaling:
-    """Llama 3.1's rotary frequency scaling (`rope_type: llama3`)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
 
 
 @dataclass(frozen=True)
@@ -39,7 +31,7 @@ class ModelConfig:
     head_dim: int  # not always hidden_size / num_heads
     rms_norm_eps: float
     rope_theta: float
-    rope_scaling: Llama3Scaling | None
+    rope_scaling: RopeScaling | None
     tie_word_embeddings: bool
     qk_norm: bool  # RMSNorm on every query and key head, before the rotation (Qwen3)
     qkv_bias: bool
@@ -47,6 +39,12 @@ class ModelConfig:
     mlp_bias: bool
     max_position_embeddings: int
     initializer_range: float = 0.02
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a row: max_position_embeddings, or what the rope scaling reaches where that is more."""
+        scaled = self.rope_scaling.context_length if self.rope_scaling is not None else None
+        return max(self.max_position_embeddings, scaled or 0)
 
     @property
     def num_parameters(self) -> int:
@@ -128,8 +126,6 @@ _ONLY_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
     "per_layer_config": (None,),
 }
-_MOST = 2**31 - 1  # of a size; arrays are indexed by 32 bits
-_LARGEST = 1e38  # of a number; the network computes in float32
 
 
 def read_model_config(source: str | Path) -> ModelConfig:
@@ -147,7 +143,7 @@ def read_model_config(source: str | Path) -> ModelConfig:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(fields, dict):
-        raise UserError(f"{path}: holds {_shown(fields)}, not a JSON object of fields")
+        raise UserError(f"{path}: holds {shown(fields)}, not a JSON object of fields")
     try:
         config = model_config_from_hf(fields)
     except UserError as error:
@@ -173,40 +169,41 @@ def model_config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
     model_type = fields.get("model_type")
     if not isinstance(model_type, str) or model_type not in _ARCHITECTURES:
         raise UserError(
-            f"model_type {_shown(model_type)} is not supported; supported: {', '.join(_ARCHITECTURES)}"
+            f"model_type {shown(model_type)} is not supported; supported: {', '.join(_ARCHITECTURES)}"
         )
     kind = _ARCHITECTURES[model_type]
     _check_supported(fields, model_type, kind)
-    heads, hidden = _size(fields, "num_attention_heads"), _size(fields, "hidden_size")
-    theta, scaling = _read_rope(fields)
+    heads, hidden = size_field(fields, "num_attention_heads"), size_field(fields, "hidden_size")
+    positions = whole_number("max_position_embeddings", fields.get("max_position_embeddings", kind.positions))
+    theta, scaling = read_rope(fields, positions)
     head_dim, key_value_heads = fields.get("head_dim"), fields.get("num_key_value_heads")
     if "head_dim" not in fields or (head_dim is None and model_type == "llama"):
         head_dim = kind.head_dim or hidden // heads
     if "num_key_value_heads" not in fields:
         key_value_heads = kind.key_value_heads
-    biased = _flag(fields, "attention_bias") if model_type != "qwen2" else False
+    biased = flag_field(fields, "attention_bias") if model_type != "qwen2" else False
     config = ModelConfig(
         model_type=model_type,
-        vocab_size=_size(fields, "vocab_size"),
+        vocab_size=size_field(fields, "vocab_size"),
         hidden_size=hidden,
-        intermediate_size=_size(fields, "intermediate_size"),
-        num_layers=_size(fields, "num_hidden_layers"),
+        intermediate_size=size_field(fields, "intermediate_size"),
+        num_layers=size_field(fields, "num_hidden_layers"),
         num_heads=heads,
-        num_kv_heads=heads if key_value_heads is None else _whole("num_key_value_heads", key_value_heads),
-        head_dim=_whole("head_dim", head_dim),
-        rms_norm_eps=_real(fields, "rms_norm_eps", 1e-6),
+        num_kv_heads=heads
+        if key_value_heads is None
+        else whole_number("num_key_value_heads", key_value_heads),
+        head_dim=whole_number("head_dim", head_dim),
+        rms_norm_eps=decimal_field(fields, "rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
-        tie_word_embeddings=_flag(fields, "tie_word_embeddings"),
+        tie_word_embeddings=flag_field(fields, "tie_word_embeddings"),
         qk_norm=kind.qk_norm,
         # Qwen2 always has biases on q, k and v and never on o; the others have all four or none.
         qkv_bias=model_type == "qwen2" or biased,
         output_bias=biased,
-        mlp_bias=_flag(fields, "mlp_bias") if model_type == "llama" else False,
-        max_position_embeddings=_whole(
-            "max_position_embeddings", fields.get("max_position_embeddings", kind.positions)
-        ),
-        initializer_range=_real(fields, "initializer_range", 0.02, zero=True),
+        mlp_bias=flag_field(fields, "mlp_bias") if model_type == "llama" else False,
+        max_position_embeddings=positions,
+        initializer_range=decimal_field(fields, "initializer_range", 0.02, zero=True),
     )
     _check_sizes(config, fields)
     return config
@@ -216,11 +213,11 @@ def _check_supported(fields: Mapping[str, Any], model_type: str, kind: _Architec
     """Raises UserError for a field that would change the result, whatever its type."""
     classes = fields.get("architectures")
     if classes is not None and not isinstance(classes, list):
-        raise UserError(f"field architectures={_shown(classes)} is not a list of class names")
+        raise UserError(f"field architectures={shown(classes)} is not a list of class names")
     for name in classes or ():
         if name != kind.class_name:
             raise UserError(
-                f"architectures {_shown(name)} is not supported for {model_type}; supported: {kind.class_name}"
+                f"architectures {shown(name)} is not supported for {model_type}; supported: {kind.class_name}"
             )
     for name, supported in _ONLY_SUPPORTED.items():
         if name not in fields or name not in DEFINED_FIELDS[model_type] | _READ_TOO:
@@ -228,16 +225,16 @@ def _check_supported(fields: Mapping[str, Any], model_type: str, kind: _Architec
         value = fields[name]
         if not any(type(value) is type(x) and value == x for x in supported):
             raise UserError(
-                f"field {name}={_shown(value)} changes the result and is not supported (only {supported[0]!r})"
+                f"field {name}={shown(value)} changes the result and is not supported (only {supported[0]!r})"
             )
     layers = fields.get("layer_types")
     if layers is not None and "layer_types" in kind.defined:
         if not isinstance(layers, list):
-            raise UserError(f"field layer_types={_shown(layers)} is not a list of layer types")
+            raise UserError(f"field layer_types={shown(layers)} is not a list of layer types")
         for layer in layers:
             if layer != "full_attention":
                 raise UserError(
-                    f"field layer_types holds {_shown(layer)}, which is not supported (only 'full_attention')"
+                    f"field layer_types holds {shown(layer)}, which is not supported (only 'full_attention')"
                 )
 
 
@@ -254,104 +251,3 @@ def _check_sizes(config: ModelConfig, fields: Mapping[str, Any]) -> None:
         raise UserError(
             f"field layer_types has {len(layers)} entries, num_hidden_layers is {config.num_layers}"
         )
-
-
-def _read_rope(fields: Mapping[str, Any]) -> tuple[float, Llama3Scaling | None]:
-    """Base and scaling of the rotary frequencies: transformers 5 writes rope_parameters, 4 rope_theta and rope_scaling."""
-    given = {name: fields.get(name) for name in ("rope_scaling", "rope_parameters")}
-    for name, value in given.items():
-        if value is not None and not isinstance(value, Mapping):
-            raise UserError(f"field {name}={_shown(value)} is not an object of rope fields")
-    old, new = given["rope_scaling"], given["rope_parameters"]
-    if old and new and old != new:
-        raise UserError(
-            "fields rope_scaling and rope_parameters differ; keep the one that the model was trained with"
-        )
-    rope = {**(old or new or {})}
-    theta = _positive("rope_theta", rope.pop("rope_theta", fields.get("rope_theta", 10_000.0)))
-    kind = rope.pop("rope_type", rope.get("type", "default"))
-    if (alias := rope.pop("type", kind)) != kind:
-        raise UserError(f"rope_type {_shown(kind)} and type {_shown(alias)} of the rope fields differ")
-    partial = rope.pop("partial_rotary_factor", 1.0)
-    if isinstance(partial, bool) or partial != 1.0:
-        raise UserError(
-            f"field rope_parameters.partial_rotary_factor={_shown(partial)} changes the result and is not supported (only 1.0)"
-        )
-    if kind not in ("default", "llama3"):
-        raise UserError(
-            f"rope type {_shown(kind)} changes the result and is not supported (only 'default' and 'llama3')"
-        )
-    scaling = _read_llama3(rope, fields) if kind == "llama3" else None
-    if rope:
-        name, value = next(iter(rope.items()))
-        raise UserError(f"rope field {name}={_shown(value)} is not one of rope type {kind!r}; remove it")
-    return theta, scaling
-
-
-def _read_llama3(rope: dict[str, Any], fields: Mapping[str, Any]) -> Llama3Scaling:
-    """Takes llama3's own fields out of `rope`."""
-    try:
-        scaling = Llama3Scaling(
-            factor=_positive("factor", rope.pop("factor")),
-            low_freq_factor=_positive("low_freq_factor", rope.pop("low_freq_factor")),
-            high_freq_factor=_positive("high_freq_factor", rope.pop("high_freq_factor")),
-            original_max_position_embeddings=_whole(
-                "original_max_position_embeddings", rope.pop("original_max_position_embeddings")
-            ),
-        )
-    except KeyError as error:
-        raise UserError(f"rope type 'llama3' needs the field {error}") from None
-    if scaling.high_freq_factor <= scaling.low_freq_factor:
-        raise UserError(
-            f"rope field high_freq_factor={scaling.high_freq_factor} must be above low_freq_factor={scaling.low_freq_factor}"
-        )
-    # A value outside the rope fields would win over theirs in transformers.
-    outside = fields.get("original_max_position_embeddings", scaling.original_max_position_embeddings)
-    if outside != scaling.original_max_position_embeddings:
-        raise UserError(
-            f"field original_max_position_embeddings={_shown(outside)} differs from that of the rope fields, "
-            f"{scaling.original_max_position_embeddings}"
-        )
-    return scaling
-
-
-def _size(fields: Mapping[str, Any], name: str) -> int:
-    if name not in fields:
-        raise UserError(f"field {name!r} is missing")
-    return _whole(name, fields[name])
-
-
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
-        raise UserError(f"field {name}={_shown(value)} is not a positive whole number")
-    return value
-
-
-def _real(fields: Mapping[str, Any], name: str, default: float, *, zero: bool = False) -> float:
-    """A field that transformers reads as a float, and refuses as a whole number."""
-    value = fields.get(name, default)
-    if not isinstance(value, float):
-        raise UserError(f"field {name}={_shown(value)} is not a decimal number")
-    return _positive(name, value, zero=zero)
-
-
-def _positive(name: str, value: Any, *, zero: bool = False) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value <= _LARGEST or (value == 0 and not zero):
-        raise UserError(
-            f"field {name}={_shown(value)} is not a number {'of at least' if zero else 'above'} 0"
-        )
-    return float(value)
-
-
-def _flag(fields: Mapping[str, Any], name: str) -> bool:
-    value = fields.get(name, False)
-    if not isinstance(value, bool):
-        raise UserError(f"field {name}={_shown(value)} is neither true nor false")
-    return value
-
-
-def _shown(value: Any) -> str:
-    """A value in a message: in one line, and not all of a long one."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -161,7 +161,7 @@ def _model_folder(config: RLConfig) -> Path:
         folder = base_model(config.base, mesh=config.mesh)
     else:
         folder = local_folder(config.model)
-    _check_lengths(config, read_model_config(folder).max_position_embeddings)
+    _check_lengths(config, read_model_config(folder).context_length)
     return folder
 
 

@@ -74,7 +74,7 @@ def load_data(
         chat_template(load_tokenizer(folder), config.chat_template_kwargs, began),
         mask=config.loss_mask,
         # A position the model was never made for would train on noise.
-        max_length=min(config.packing.length, model.max_position_embeddings),
+        max_length=min(config.packing.length, model.context_length),
         strict=config.strict,
         progress=main,
         guard=read_benchmarks(config.benchmarks) if config.benchmarks else None,

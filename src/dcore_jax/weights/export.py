@@ -19,6 +19,7 @@ from dcore_jax.atomic import atomic_folder
 from dcore_jax.dtypes import dtype_of
 from dcore_jax.errors import UserError
 from dcore_jax.models import Decoder, ModelConfig
+from dcore_jax.models.rope_scaling import hf_rope
 from dcore_jax.progress import progress_bar
 from dcore_jax.weights.load import SAFETENSORS_DTYPES, Tensors, local_folder
 from dcore_jax.weights.magnitude import check_representable
@@ -223,9 +224,6 @@ def _write_companions(config: ModelConfig, folder: Path, source: Path | None, dt
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
     """The fields of a Hugging Face `config.json` for a ModelConfig; `model_config_from_hf` reads them back to an equal one."""
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
-    if config.rope_scaling is not None:
-        rope.update(vars(config.rope_scaling), rope_type="llama3")
     architecture = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
     fields = {
         "architectures": [architecture[config.model_type]],
@@ -239,7 +237,7 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "hidden_act": "silu",
         "rms_norm_eps": config.rms_norm_eps,
-        "rope_parameters": rope,
+        "rope_parameters": hf_rope(config.rope_theta, config.rope_scaling),
         "tie_word_embeddings": config.tie_word_embeddings,
         "max_position_embeddings": config.max_position_embeddings,
         "initializer_range": config.initializer_range,

@@ -54,7 +54,7 @@ class NativeEngine:
     Args:
       decoder: the model; its compute dtype is the engine's. Its weights are copied, cast and unstacked at every update.
       slots: sequences decoded at the same time. An idle slot costs as much as a busy one.
-      max_length: most tokens of prompt and continuation together; by default the model's max_position_embeddings. The cache grows
+      max_length: most tokens of prompt and continuation together; by default the model's context_length. The cache grows
         only as far as the requests need.
       eos_token_ids: end every sample, unless its request says ignore_eos.
       mesh: slots are split over its data and fsdp axes, heads over tensor; by default the mesh in use (`jax.set_mesh`).
@@ -83,7 +83,7 @@ class NativeEngine:
             config, replace(decoder.compute, param_dtype=decoder.compute.dtype, remat="none")
         )
         self._shapes = _shapes(nnx.state(decoder, nnx.Param))
-        most = config.max_position_embeddings
+        most = config.context_length
         self.max_length = most if max_length is None else max_length
         if not 2 <= self.max_length <= most:
             raise UserError(

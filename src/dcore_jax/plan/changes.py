@@ -1,0 +1,180 @@
+"""What can be changed where a plan does not fit: one change after the other, each kept, until a compiled plan fits."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dcore_jax.plan.programs import ENGINE_PROGRAMS, ProgramPlan, Setting
+from dcore_jax.rl.config import RLConfig
+from dcore_jax.sft.config import SFTConfig
+
+_MOST_CHIPS = 64
+_FEWEST_SLOTS = 8
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that differs from the asked one, in words and as options of the recipe's command."""
+
+    text: str
+    options: tuple[str, ...]
+    setting: Setting
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A change that was compiled."""
+
+    change: Change
+    peak: int
+    fits: bool
+
+
+def first_change(
+    setting: Setting,
+    programs: Callable[[Setting], Iterable[ProgramPlan]],
+    usable: int,
+    *,
+    largest: str,
+    report: Callable[[str], None] = lambda _: None,
+) -> tuple[Tried | None, list[Tried]]:
+    """The first of `changes` that fits, by compiling, and all that were tried on the way.
+
+    Args:
+      programs: compiles a setting's programs, one after the other; the first that does not fit ends a change.
+      largest: the program that does not fit; changes that cannot make it smaller are passed over.
+    """
+    tried: list[Tried] = []
+    for change in changes(setting, largest):
+        report(f"{largest} does not fit; trying {change.text}")
+        peak = 0
+        for program in programs(change.setting):
+            peak = max(peak, program.peak)
+            if peak > usable:
+                largest = program.name
+                break
+        tried.append(Tried(change, peak, peak <= usable))
+        if tried[-1].fits:
+            return tried[-1], tried
+    return None, tried
+
+
+def changes(setting: Setting, largest: str = "") -> Iterator[Change]:
+    """From the cheapest to the dearest; each stands on those before it, none of which needs another chip.
+
+    Rematerialisation costs arithmetic, microbatches cost wire, the tensor axis costs more wire, chips cost money.
+
+    Args:
+      largest: the program that does not fit, where it is known.
+    """
+    decoding = largest in ENGINE_PROGRAMS
+    steps = [_remat, _reference, _engine, _slots, _accumulation, _tensor, _chips]
+    if largest:
+        steps = [step for step in steps if step not in ((_remat, _engine) if decoding else (_slots,))]
+    now, words, options = setting, dict[str, str](), dict[str, str]()
+    for step in steps:
+        for new, texts, given in step(now):
+            now = new
+            words.update(texts)
+            options.update(given)
+            flat = tuple(part for name, value in options.items() for part in (f"--{name}", value))
+            yield Change(" and ".join(words.values()), flat, now)
+
+
+# (the changed setting, what is said of it by subject, options of the recipe's command with their values)
+_Step = Iterator[tuple[Setting, dict[str, str], dict[str, str]]]
+
+
+def _with(setting: Setting, **changed: Any) -> Setting:
+    return replace(setting, config=replace(setting.config, **changed))
+
+
+def _remat(now: Setting) -> _Step:
+    less = {"none": ("attention", "full"), "dots": ("attention", "full"), "attention": ("full",)}
+    for remat in less.get(now.config.compute.remat, ()):
+        new = _with(now, compute=replace(now.config.compute, remat=remat))
+        yield new, {"remat": f"remat {remat}"}, {"compute.remat": remat}
+
+
+def _reference(now: Setting) -> _Step:
+    config = now.config
+    if not isinstance(config, RLConfig) or config.reference_on_host:
+        return
+    if config.running_algorithm().needs_reference:
+        new = _with(now, reference_on_host=True)
+        yield new, {"reference": "reference on the host"}, {"reference-on-host": "True"}
+
+
+def _engine(now: Setting) -> _Step:
+    config = now.config
+    if isinstance(config, RLConfig) and config.engine.name == "native" and not now.engine_off:
+        rollout = replace(config.rollout, staleness=0)
+        new = _with(now, rollout=rollout)
+        yield new, {"engine": "engine off during the update"}, {"rollout.staleness": "0"}
+
+
+def _slots(now: Setting) -> _Step:
+    config = now.config
+    if not isinstance(config, RLConfig) or config.engine.name != "native":
+        return
+    slots = config.engine.slots // 2
+    while slots >= max(now.batch_shards, _FEWEST_SLOTS) and slots % now.batch_shards == 0:
+        new = _with(now, engine=replace(config.engine, slots=slots))
+        yield new, {"slots": f"{slots} slots"}, {"engine.slots": str(slots)}
+        slots //= 2
+
+
+def _accumulation(now: Setting) -> _Step:
+    config = now.config
+    if isinstance(config, SFTConfig):
+        most = most_accumulation(now)
+        for parts in range(config.accumulation + 1, most + 1):
+            if most % parts == 0:
+                new = _with(now, accumulation=parts)
+                yield new, {"accumulation": f"accumulation {parts}"}, {"accumulation": str(parts)}
+
+
+def _tensor(now: Setting) -> _Step:
+    mesh = dict(now.mesh)
+    while mesh["fsdp"] % 2 == 0:
+        mesh = {**mesh, "fsdp": mesh["fsdp"] // 2, "tensor": 2 * mesh["tensor"]}
+        if possible(replace(now, mesh=mesh)):
+            yield _on_mesh(now, mesh)
+
+
+def _chips(now: Setting) -> _Step:
+    mesh = dict(now.mesh)
+    while 2 * replace(now, mesh=mesh).devices <= _MOST_CHIPS:
+        mesh = {**mesh, "fsdp": 2 * mesh["fsdp"]}
+        if possible(replace(now, mesh=mesh)):
+            yield _on_mesh(now, mesh)
+
+
+def _on_mesh(now: Setting, mesh: dict[str, int]) -> tuple[Setting, dict[str, str], dict[str, str]]:
+    new = replace(now, mesh=mesh)
+    texts, options = {"mesh": f"mesh {new.mesh_text}"}, {"mesh": new.mesh_text}
+    if new.devices != now.devices:
+        texts = {"mesh": f"{new.devices} chips (mesh {new.mesh_text})"}
+    if isinstance(new.config, SFTConfig):
+        parts = most_accumulation(new)
+        new = _with(new, accumulation=parts)
+        texts["accumulation"] = f"accumulation {parts}"
+        options["accumulation"] = str(parts)
+    return new, texts, options
+
+
+def most_accumulation(setting: Setting) -> int:
+    """The microbatches that leave each device one row of every microbatch."""
+    config = setting.config
+    return max(1, config.rows // setting.batch_shards) if isinstance(config, SFTConfig) else 1
+
+
+def possible(setting: Setting) -> bool:
+    """Whether model, rows and slots divide by the mesh."""
+    config, model, tensor = setting.config, setting.model, setting.mesh["tensor"]
+    sizes = (model.num_kv_heads, model.intermediate_size, model.vocab_size)
+    if any(size % tensor for size in sizes) or model.hidden_size % setting.mesh["fsdp"]:
+        return False
+    if isinstance(config, SFTConfig):
+        return config.rows % setting.batch_shards == 0
+    return config.engine.name != "native" or config.engine.slots % setting.batch_shards == 0

@@ -1,0 +1,314 @@
+"""`dcore plan`: FLOPs against a count of the program's own products, memory against a process that runs it, changes, options."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dcore_jax import UserError, aot
+from dcore_jax.aot import topology
+from dcore_jax.cli import main
+from dcore_jax.cli.plan import run
+from dcore_jax.mesh import parse_mesh
+from dcore_jax.plan import Setting, Workload, device_named, make_plan
+from dcore_jax.plan.changes import changes, first_change
+from dcore_jax.plan.plan import recipe_steps, step_phases
+from dcore_jax.plan.programs import ProgramPlan
+from dcore_jax.plan.roofline import Phase, Rates, recipe_cost
+from dcore_jax.plan.work import Work
+from dcore_jax.rl.config import RLConfig, RolloutConfig
+from dcore_jax.sft.config import PackingConfig, SFTConfig
+from dcore_jax.target import Target, compiling_for
+from dcore_jax.training import ComputeConfig
+
+GIB = 2**30
+
+
+@pytest.fixture(autouse=True)
+def _no_target_compiler(monkeypatch):
+    monkeypatch.setattr(topology, "find_spec", lambda name: None)
+    monkeypatch.setattr(topology, "_CUDA_PACKAGES", ())
+
+
+def small_model(**different):
+    shape = {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "head_dim": 16,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+    }
+    return dataclasses.replace(aot.model_of("0.6b", layers=3), **{**shape, **different})
+
+
+def sft_setting(device="cpu", mesh="1", model=None, remat="full", **different):
+    fields = {
+        "rows": 2,
+        "packing": PackingConfig(length=256),
+        "compute": ComputeConfig(dtype="float32", remat=remat),
+    }
+    return Setting(
+        SFTConfig(**{**fields, **different}), model or small_model(), device_named(device), parse_mesh(mesh)
+    )
+
+
+def products(jaxpr) -> float:
+    """FLOPs of every matrix product that a traced program runs: two a multiplication, loops as often as they turn."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            depth = 1
+            for axis in contracted:
+                depth *= equation.invars[0].aval.shape[axis]
+            total += 2.0 * equation.outvars[0].aval.size * depth
+        inner = []
+        for value in equation.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                part = getattr(part, "jaxpr", part)
+                if hasattr(part, "eqns"):
+                    inner.append(products(part))
+        if equation.primitive.name == "cond":
+            total += max(inner, default=0.0)
+        else:
+            turns = equation.params["length"] if equation.primitive.name == "scan" else 1
+            total += turns * sum(inner)
+    return total
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "attention", "full"])
+def test_flops_are_those_of_the_programs_products(remat):
+    setting = sft_setting(remat=remat)
+    mesh = aot.mesh_for(setting.device, "1")
+    with compiling_for(Target("cpu")):
+        built = aot.sft_program(setting.config, setting.model).build(mesh)
+        traced = built.jitted.trace(*built.arguments).jaxpr
+    (phase,) = step_phases(setting, Workload(10, 256), ())
+    assert phase.work.flops == pytest.approx(products(traced), rel=0.01)
+
+
+def test_useful_flops_are_six_per_weight_and_token_and_twelve_per_key():
+    setting = sft_setting()
+    (phase,) = step_phases(setting, Workload(10, 256), ())
+    model, tokens = setting.model, 2 * 256
+    matrices = model.num_layers * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 96) + 64 * 512
+    keys = sum(position + 1 for position in range(256)) * 2
+    assert phase.work.useful == pytest.approx(6 * matrices * tokens + 12 * 3 * 4 * 16 * keys, rel=0.01)
+
+
+MEASURED = """
+import ctypes, json, sys
+import jax, jax.numpy as jnp
+from dcore_jax import aot
+from dcore_jax.mesh import make_mesh
+sys.path.insert(0, sys.argv[1])
+from test_plan import MEASURED_CASES, sft_setting
+
+def status(field):
+    for line in open("/proc/self/status"):
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+
+setting = sft_setting(**MEASURED_CASES[sys.argv[2]])
+built = aot.sft_program(setting.config, setting.model).build(make_mesh("1"))
+compiled = built.jitted.lower(*built.arguments).compile()
+make = jax.jit(lambda: jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), built.arguments)).lower().compile()
+jax.block_until_ready(jnp.ones(8) + 1)
+ctypes.CDLL("libc.so.6").malloc_trim(0)
+before = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+state, batch = make()
+for _ in range(2):
+    state, metrics = compiled(state, batch)
+jax.block_until_ready(state)
+print(json.dumps(status("VmHWM") - before))
+"""
+MEASURED_CASES = {
+    # Activations, the state and the head's logits are each a large part of one of them.
+    "kept": {"remat": "none", "rows": 4, "packing": PackingConfig(length=512)},
+    "recomputed": {"remat": "full", "rows": 8, "packing": PackingConfig(length=512), "accumulation": 2},
+    "bfloat16": {
+        "compute": ComputeConfig(param_dtype="bfloat16"),
+        "rows": 4,
+        "packing": PackingConfig(length=512),
+    },
+}
+for case in MEASURED_CASES.values():
+    case["model"] = small_model(
+        hidden_size=256, intermediate_size=768, num_heads=4, num_kv_heads=2, head_dim=64, vocab_size=16384
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
+@pytest.mark.parametrize("case", MEASURED_CASES)
+def test_the_plan_is_within_a_tenth_of_what_a_process_takes(case):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", MEASURED, str(Path(__file__).parent), case]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    measured = json.loads(done.stdout.splitlines()[-1])
+    plan = make_plan(sft_setting(**MEASURED_CASES[case]), Workload(10, 256))
+    assert measured > 2**27  # large beside what a process takes anyway
+    assert plan.peak == pytest.approx(measured, rel=0.1)
+
+
+def fake(peaks):
+    """Programs of a setting, of the sizes that a function of it says."""
+
+    def programs(setting):
+        for name, peak in peaks(setting).items():
+            yield ProgramPlan(name, {"workspace": peak}, "XLA CPU", 0.0, ())
+
+    return programs
+
+
+def eight_b(**changed):
+    config = SFTConfig(
+        rows=16, packing=PackingConfig(length=16384), compute=ComputeConfig(remat="none"), **changed
+    )
+    return Setting(config, aot.model_of("8b"), device_named("h100"), parse_mesh("fsdp=4"))
+
+
+def test_changes_go_from_the_cheapest_to_the_dearest_and_each_keeps_those_before():
+    options = [" ".join(change.options) for change in changes(eight_b())]
+    assert options == [
+        "--compute.remat attention",
+        "--compute.remat full",
+        "--compute.remat full --accumulation 2",
+        "--compute.remat full --accumulation 4",
+        "--compute.remat full --accumulation 8 --mesh fsdp=2,tensor=2",
+        "--compute.remat full --accumulation 16 --mesh tensor=4",
+        "--compute.remat full --accumulation 2 --mesh fsdp=2,tensor=4",
+        "--compute.remat full --accumulation 1 --mesh fsdp=4,tensor=4",
+    ] or options[-1].endswith("fsdp=16,tensor=4"), options  # fmt: skip
+
+
+def test_the_first_change_that_fits_is_the_one_that_is_named():
+    def peaks(setting):
+        return {"SFT step": 100 if setting.config.accumulation < 4 else 50}
+
+    found, tried = first_change(eight_b(), fake(peaks), 60, largest="SFT step")
+    assert found is not None and found.fits and found.peak == 50
+    assert found.change.text == "remat full and accumulation 4"
+    assert [t.fits for t in tried] == [False, False, False, True]
+    nothing, tried = first_change(eight_b(), fake(peaks), 10, largest="SFT step")
+    assert nothing is None and not any(t.fits for t in tried)
+
+
+def test_rl_is_offered_the_engine_off_its_reference_on_the_host_and_fewer_slots():
+    config = RLConfig(rollout=RolloutConfig(staleness=1))
+    setting = Setting(config, aot.model_of("8b"), device_named("h100"), parse_mesh("8"))
+    updating = [change.text for change in changes(setting, "RL update")]
+    assert updating[0] == "reference on the host"
+    assert updating[1] == "reference on the host and engine off during the update"
+    decoding = [change.text for change in changes(setting, "decode")]
+    assert decoding[1:3] == ["reference on the host and 32 slots", "reference on the host and 16 slots"]
+
+
+def test_a_roofline_takes_the_slowest_of_arithmetic_memory_and_wire():
+    rates = Rates(flops=100.0, bandwidth=10.0, interconnect=1.0)
+    for work, wire, seconds, limit in (
+        (Work(800.0, 0.0, 10.0), 1.0, 4.0, "arithmetic"),  # 800 FLOPs on two devices
+        (Work(8.0, 0.0, 30.0), 1.0, 3.0, "memory"),
+        (Work(8.0, 0.0, 10.0), 5.0, 5.0, "wire"),
+    ):
+        phase = Phase("step", 2, work, wire, devices=2)
+        assert phase.limit(rates) == limit
+        assert phase.seconds(rates) == 2 * seconds and phase.seconds(rates, 0.5) == 4 * seconds
+    cost = recipe_cost(36.0, 1000, devices=8, price=2.5)
+    assert (cost.hours, cost.chip_hours, cost.price) == (10.0, 80.0, 200.0)
+
+
+def test_steps_are_those_of_the_config_or_of_its_epochs_over_the_data():
+    config = SFTConfig(rows=16, epochs=3, packing=PackingConfig(length=16384))
+    assert recipe_steps(config, Workload(40_000, 2048)) == 938  # 5,000 rows an epoch
+    assert recipe_steps(dataclasses.replace(config, steps=7), Workload(40_000, 2048)) == 7
+    assert recipe_steps(RLConfig(prompts=32, epochs=3), Workload(5000, 2048)) == 469
+
+
+PARTS = {"parameters", "moments", "gradients", "activations", "logits", "engine_weights", "engine_cache"}
+TINY = {
+    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 96,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6, "tie_word_embeddings": True, "max_position_embeddings": 4096,
+}  # fmt: skip
+
+
+def plan_of(arguments, folder, monkeypatch, capsys):
+    monkeypatch.setattr(aot, "prepare", lambda devices: None)  # the tests' 8 devices are there already
+    (folder / "config.json").write_text(json.dumps(TINY))
+    main(["plan", *arguments, "--model", str(folder), "--json", str(folder / "plan.json")])
+    return json.loads((folder / "plan.json").read_text()), capsys.readouterr().out
+
+
+def test_a_plan_of_sft_by_command_line(tmp_path, monkeypatch, capsys):
+    line = (
+        "--config sft_qwen3_8b --device v5e --mesh fsdp=2 --rows 2 --price 2 --packing.length 128 --steps 100"
+    )
+    plan, text = plan_of(line.split(), tmp_path, monkeypatch, capsys)
+    assert plan["fits"] is True and plan["first_change"] is None and plan["compiler"] == "XLA CPU"
+    assert set(plan["parts"]) >= PARTS and sum(plan["parts"].values()) == plan["peak_bytes"]
+    model = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 96) + 512 * 64
+    assert plan["parts"]["parameters"] == pytest.approx(4 * model / 2, rel=0.02)
+    assert plan["parts"]["moments"] == pytest.approx(2 * plan["parts"]["parameters"], rel=0.01)
+    assert plan["parts"]["gradients"] == pytest.approx(plan["parts"]["parameters"], rel=0.01)
+    assert plan["device_bytes"] == int(15.75 * GIB) and plan["steps"] == 100
+    assert plan["price"] == pytest.approx(plan["chip_hours"] * 2, abs=0.01)
+    assert "v5e's own is not installed" in text and "fits" in text and "sent by each device" in text
+
+
+@pytest.mark.slow
+def test_a_plan_of_rl_that_does_not_fit_names_a_change_that_was_compiled(tmp_path, monkeypatch, capsys):
+    line = [
+        "--config",
+        "rl_qwen3_8b",
+        "--device",
+        "h100",
+        "--mesh",
+        "fsdp=2",
+        "--rollout.max-prompt",
+        "128",
+        "--rollout.max-response",
+        "128",
+        "--engine.slots",
+        "1024",
+        "--prompts",
+        "8",
+        "--updates",
+        "1",
+    ]
+    plan, _ = plan_of(line, tmp_path, monkeypatch, capsys)
+    assert plan["fits"] is True and plan["peak_program"] == "decode"
+    assert plan["parts"]["engine_weights"] > 0 and plan["parts"]["engine_cache"] > plan["peak_bytes"] // 2
+    # Less of the device than 1,024 slots need, and more than half as many do.
+    reserve = plan["device_bytes"] - 0.8 * plan["peak_bytes"]
+    plan, text = plan_of([*line, "--memory-reserve", f"{reserve / 1e6}MB"], tmp_path, monkeypatch, capsys)
+    assert plan["fits"] is False
+    change = plan["first_change"]
+    assert change["fits"] is True and change["text"] == "reference on the host and 512 slots"
+    assert change["peak_bytes"] <= plan["usable_bytes"] < plan["peak_bytes"]
+    assert "DOES NOT FIT" in text and "--engine.slots 512" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--config sft_qwen3_8b", "give one --device"),
+        ("--config sft_qwen3_8b --device v9", "device 'v9' is unknown"),
+        ("--config sft_qwen3_8b --device h100 --model 9b", "'9b' is no folder"),
+        ("--config sft_qwen3_8b --device h100 --mesh fsdp=3", "rows=16 in accumulation=1 microbatches do not divide"),
+        ("--config distill_qwen3_8b --device h100", "plans are made for SFT and RL"),
+        ("--config sft_qwen3_8b --device h100 --memory-reserve 90GiB", "memory_reserve=90GiB is neither"),
+        ("--config sft_qwen3_8b --device h100 --efficiency 2", "efficiency=2.0 is a share"),
+        ("--device h100", "give --config"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_planned_is_said_in_one_line(line, message, monkeypatch, capsys):
+    monkeypatch.setattr(aot, "prepare", lambda devices: None)
+    with pytest.raises(UserError, match=message):
+        run(line.split())
