@@ -12,7 +12,7 @@ FLOORS = [
     {"errors", "lazy", "atomic", "dtypes", "config", "progress", "calls", "mesh"}
     | {"kernels", "models", "weights", "checkpoint", "metrics"},
     {"data", "regions", "rewards", "advantages", "losses", "algorithms", "toolworld", "engines", "nano", "training"}
-    | {"preview", "report"},
+    | {"lora", "preview", "report"},
     {"sft", "rl", "distill", "evaluation", "chat", "plots", "plots_rl"},
     {"cli"},
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from dcore_jax.config import MAY_CHANGE
 from dcore_jax.data.chat_template import parse_options
 from dcore_jax.errors import UserError
+from dcore_jax.lora import LoraConfig
 from dcore_jax.metrics import Tracker
 from dcore_jax.nano.config import NanoConfig
 from dcore_jax.regions.region import RegionValues
@@ -109,6 +110,7 @@ class SFTConfig:
     """Peak TFLOP/s of one device, for MFU; None: looked up by its name."""
     loss: LossConfig = field(default_factory=LossConfig)
     packing: PackingConfig = field(default_factory=PackingConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
