@@ -38,6 +38,11 @@ class LoraConfig:
     def __bool__(self) -> bool:
         return self.rank > 0
 
+    def unused_options(self) -> dict[str, str]:
+        """Dotted options of a recipe's config that change nothing, each with the reason."""
+        names = () if self else ("alpha", "targets", "quantize")
+        return {f"lora.{name}": "it is for --lora.rank above 0" for name in names}
+
     @property
     def scale(self) -> float:
         """What an adapter's product is multiplied by."""

@@ -102,10 +102,12 @@ def merged_parameters(
     return state_from_rows(values)
 
 
-def merged_decoder(decoder: Decoder, *, dtype: Any = jnp.float32) -> Decoder:
-    """A plain decoder with every adapter merged and every nf4 kernel dense, its matrices in `dtype`."""
+def merged_decoder(decoder: Decoder, *, dtype: Any = jnp.float32, adapters: bool = True) -> Decoder:
+    """A plain decoder with its matrices in `dtype`: adapters merged (or with `adapters=False` left out), nf4 kernels dense."""
     scale = adapter_scale(decoder)
     leaves = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(decoder, nnx.Param))}
+    if not adapters:
+        leaves = {path: value for path, value in leaves.items() if "adapter" not in path}
 
     @jax.jit
     def merge(leaves: Leaves) -> dict[tuple[Any, ...], Any]:

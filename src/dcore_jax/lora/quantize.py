@@ -3,7 +3,7 @@
 What of qwix 0.1.8 is used, and why not its LoRA provider, is in docs/lora.md, "Why not qwix's provider".
 """
 
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -95,6 +95,4 @@ def _program(logical: tuple[str | None, ...], mesh: Mesh, shape: tuple[int, ...]
         out_specs=tuple(map(spec, out)),
         check_vma=False,
     )
-    return partial(jax.jit, donate_argnums=0, out_shardings=tuple(sharding(mesh, axes) for axes in out))(
-        local
-    )
+    return jax.jit(local, out_shardings=tuple(sharding(mesh, axes) for axes in out))

@@ -51,6 +51,7 @@ from dcore_jax.training.run_folder import (
     check_config_unchanged,
     check_same_data,
     lock_run_folder,
+    lora_record,
     model_name,
     record_run,
     run_began,
@@ -135,7 +136,13 @@ def train(config: RLConfig) -> RLResult:
             ):
                 model = model_name(output, folder, str(folder) if config.model == NANO else config.model)
                 # Only now is there a run to go on with.
-                record = RunRecord(RECIPE, model, config.compute.param_dtype, began=began.isoformat())
+                record = RunRecord(
+                    RECIPE,
+                    model,
+                    config.compute.param_dtype,
+                    began=began.isoformat(),
+                    lora=lora_record(config.lora),
+                )
                 record_run(config, output, record)
                 record_rewards(reward, output)
                 return _loop(run, engine, journal)
@@ -187,6 +194,7 @@ def _start_or_resume(
     learner, data = Learner(config, mesh, folder, len(prompts)), prompts_fingerprint(prompts)
     checkpoints = Checkpoints(config.output, keep=config.checkpoint.keep)
     step = checkpoints.latest()
+    learner.load_frozen()
     if step is None:
         params = learner.setup.load_params(progress=True)
         learner.keep_reference(params)
@@ -221,6 +229,7 @@ def _header(run: _Run, tokenizer: Any) -> str:
     what = f"{model.model_type} with {model.num_parameters:,} parameters, {config.compute.dtype} on "
     lines = {
         "model": what + device_line(run.learner.setup.mesh),
+        "lora": run.learner.setup.lora_line(),
         "algorithm": f"{config.algorithm.name}, preset {config.algorithm.preset}{config.changed_numbers()}",
         "reward": f"{config.reward_preset}, calls in {' and '.join(notations)}",
         "format": "; ".join(f"{name} {rule}" for name, rule in rules.items()) or "no preset's rule",
@@ -240,7 +249,7 @@ def _open_engine(run: _Run, tokenizer: Any) -> Engine:
     return open_engine(
         config.engine,
         setup.folder,
-        decoder=nnx.merge(setup.graph, run.state.params),
+        decoder=nnx.merge(setup.graph, run.learner.policy(run.state)),
         max_length=config.rollout.max_prompt + config.rollout.max_response,
         eos_token_ids=sorted(stop_token_ids(setup.folder, tokenizer)),
         output=config.output,
@@ -292,7 +301,7 @@ def _step(
     clock.lap("rollout")
     if run.config.rollout.staleness and step < run.learner.total:
         # Sampled while this step trains: by weights that are one step old when they are trained on.
-        engine.update_weights(run.state.params, step - 1)
+        engine.update_weights(run.learner.policy(run.state), step - 1)
         run.rollouts_ahead = thread.submit(run.sampler.step, engine, step + 1, rollouts.next_draw)
     scored, run.cursor = run.learner.score(run.state, rollouts, run.cursor, step, run.token_bytes)
     clock.lap("logprobs")
@@ -302,7 +311,7 @@ def _step(
     clock.lap("update")
     journal.log_step(step, rollouts, scored, updates, clock, bar)
     if not run.config.rollout.staleness:
-        engine.update_weights(run.state.params, step)
+        engine.update_weights(run.learner.policy(run.state), step)
 
 
 def _evaluate_if_due(run: _Run, step: int, engine: Engine, journal: Journal) -> None:
@@ -311,5 +320,5 @@ def _evaluate_if_due(run: _Run, step: int, engine: Engine, journal: Journal) -> 
         return
     if run.rollouts_ahead is not None and not last:
         run.rollouts_ahead.result()  # one thread drives an engine
-    engine.update_weights(run.state.params, step)
+    engine.update_weights(run.learner.policy(run.state), step)
     journal.log_evaluation(step, run.sampler.greedy(engine, run.held_out))

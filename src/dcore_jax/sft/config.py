@@ -76,7 +76,7 @@ class SFTConfig:
     """Packed supervised fine-tuning."""
 
     # Options that decide which others there are.
-    DECIDING: ClassVar = ("loss.name",)
+    DECIDING: ClassVar = ("loss.name", "lora.rank")
 
     model: str = ""
     """Hugging Face folder or hub id; `nano`: the embedded small Qwen3, random weights."""
@@ -140,4 +140,4 @@ class SFTConfig:
 
     def unused_options(self) -> dict[str, str]:
         """Dotted fields that change nothing under this config, each with the reason."""
-        return self.loss.unused()
+        return self.loss.unused() | self.lora.unused_options()
