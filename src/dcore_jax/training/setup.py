@@ -46,6 +46,7 @@ class TrainSetup:
       optimizer, schedule: of optax.
       state_sharding: a TrainState of shardings, one for each array. `replicated`: that of scalars.
       abstract_state: a TrainState of shapes with shardings, to restore a checkpoint into.
+      abstract_frozen: the same of the parameters that no step changes; None where all are trained.
     """
 
     def __init__(
@@ -79,6 +80,9 @@ class TrainSetup:
         state = jax.eval_shape(self.new_state, shapes)
         self.state_sharding = self._state_sharding(state)
         self.abstract_state = abstract(state, self.state_sharding)
+        self.abstract_frozen = None
+        if self._frozen_shapes is not None:
+            self.abstract_frozen = abstract(self._frozen_shapes, self._shardings(self._frozen_shapes))
 
     def _state_sharding(self, state: TrainState) -> TrainState:
         params = self._shardings(self._shapes)
