@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal, get_args
 
 from dcore_jax.errors import UserError
@@ -47,3 +48,14 @@ class LoraConfig:
     def scale(self) -> float:
         """What an adapter's product is multiplied by."""
         return self.alpha / self.rank
+
+
+def check_lora_installed(lora: LoraConfig) -> None:
+    """Raises UserError, saying what to install, where a package that these options need is missing.
+
+    Call it before data and model are read: minutes of work should not end at an import.
+    """
+    if lora.quantize == "nf4" and find_spec("qwix") is None:
+        raise UserError(
+            "lora.quantize=nf4 needs the package qwix: pip install 'dcore-jax[lora]', see docs/lora.md"
+        )

@@ -40,20 +40,13 @@ def nf4_codes(
     """The nearest level of each weight, 0 to 15, relative to the largest magnitude of its block of 64 inputs; by qwix.
 
     A block lies along the inputs: in Hugging Face's orientation [outputs, inputs] it is 64 numbers in a row, as bitsandbytes
-    divides a matrix.
-
-    Raises:
-      UserError: qwix is not installed.
+    divides a matrix. Needs qwix, see `config.check_lora_installed`.
 
     Source:
       QLoRA (2305.14314), section 3 and appendix E, without double quantisation.
     """
-    try:
-        import qwix
-    except ImportError:
-        raise UserError(
-            "lora.quantize=nf4 needs the package qwix: pip install 'dcore-jax[lora]', see docs/lora.md"
-        ) from None
+    import qwix  # an extra
+
     found = qwix.quantize(
         kernel.astype(jnp.float32),
         "nf4",

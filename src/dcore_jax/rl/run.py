@@ -26,6 +26,7 @@ from dcore_jax.data.chat_template import chat_template
 from dcore_jax.data.tokenizer import load_tokenizer
 from dcore_jax.engines import Engine, check_engine_installed, open_engine
 from dcore_jax.errors import UserError
+from dcore_jax.lora import check_lora_installed
 from dcore_jax.mesh import device_line, make_mesh
 from dcore_jax.metrics import check_trackers
 from dcore_jax.models import read_model_config
@@ -108,6 +109,7 @@ def train(config: RLConfig) -> RLResult:
     """
     check_trackers(config.trackers)
     check_engine_installed(config.engine)
+    check_lora_installed(config.lora)
     reward = rewards_of(config)
     mesh, output = make_mesh(config.mesh), Path(config.output)
     _check_devices(config, mesh)

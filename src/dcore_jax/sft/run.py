@@ -22,6 +22,7 @@ from dcore_jax.config import config_to_dict
 from dcore_jax.data.packing import PackedBatch, WeightedBatch
 from dcore_jax.data.store import SampleStore
 from dcore_jax.errors import UserError
+from dcore_jax.lora import check_lora_installed
 from dcore_jax.mesh import BATCH_AXES, device_line, make_mesh, put_global
 from dcore_jax.metrics import MetricLog, check_trackers
 from dcore_jax.models import read_model_config
@@ -104,6 +105,7 @@ def train(config: SFTConfig) -> SFTResult:
     """
     check_named(config)
     check_trackers(config.trackers)
+    check_lora_installed(config.lora)
     mesh = make_mesh(config.mesh)
     _check_rows(config, mesh)
     output = Path(config.output)
