@@ -64,6 +64,11 @@ def batch(rows=TOKENS):
     return Batch(rows.reshape(shape), positions, np.ones(shape, np.int32), ones, ones)
 
 
+@nnx.jit
+def logits_of(model):
+    return model(TOKENS)
+
+
 def numpy_state(state):
     return {path: np.asarray(leaf.get_value()) for path, leaf in nnx.to_flat_state(state)}
 
@@ -114,15 +119,15 @@ def test_new_adapters_change_nothing_and_merged_ones_equal_base_plus_adapters(fo
     setup = setup_of(folder, lora)
     frozen, new = setup.load_frozen(), setup.load_params()
     base = load_decoder(folder)
-    logits = nnx.merge(setup.graph, new, frozen)(TOKENS)
+    logits = logits_of(nnx.merge(setup.graph, new, frozen))
     if lora.quantize == "none":
-        np.testing.assert_array_equal(logits, base(TOKENS))
+        np.testing.assert_array_equal(logits, logits_of(base))
     moved = nnx.merge(setup.graph, with_random_b(new), frozen)
-    theirs = moved(TOKENS)
+    theirs = logits_of(moved)
     assert float(jnp.abs(theirs - logits).max()) > 0.1
     merged = merged_decoder(moved)
-    assert nnx.split(merged)[0] == nnx.split(base.with_compute(attention="auto"))[0]
-    np.testing.assert_allclose(merged(TOKENS), theirs, atol=2e-5)
+    assert numpy_state(nnx.state(merged)).keys() == numpy_state(nnx.state(base)).keys()
+    np.testing.assert_allclose(logits_of(merged), theirs, atol=2e-5)
 
 
 def test_an_adapter_gets_the_gradient_that_full_rank_training_gives_its_matrix(folder):
@@ -135,9 +140,9 @@ def test_an_adapter_gets_the_gradient_that_full_rank_training_gives_its_matrix(f
         logprobs = jax.nn.log_softmax(model(TOKENS)[:, :-1])
         return -jnp.take_along_axis(logprobs, jnp.asarray(TOKENS)[:, 1:, None], axis=-1).mean()
 
-    ours = numpy_state(jax.grad(lambda p: loss(nnx.merge(setup.graph, p, frozen)))(new))
+    ours = numpy_state(jax.jit(jax.grad(lambda p: loss(nnx.merge(setup.graph, p, frozen))))(new))
     graph, params = nnx.split(load_decoder(folder))
-    full = numpy_state(jax.grad(lambda p: loss(nnx.merge(graph, p)))(params))
+    full = numpy_state(jax.jit(jax.grad(lambda p: loss(nnx.merge(graph, p))))(params))
     adapters = numpy_state(new)
     assert len(ours) == 14
     for path, gradient in ours.items():
@@ -152,10 +157,12 @@ def test_an_adapter_gets_the_gradient_that_full_rank_training_gives_its_matrix(f
         assert cosine > 0.2, path
 
 
-@pytest.mark.parametrize("lora", [LORA, NF4], ids=["lora", "qlora"])
-def test_steps_on_meshes_of_eight_equal_one_device_and_never_change_the_base(folder, lora):
+@pytest.mark.parametrize(
+    ("lora", "meshes"), [(LORA, MESHES[:2]), (NF4, (MESHES[0], MESHES[2]))], ids=["lora", "qlora"]
+)
+def test_steps_on_meshes_of_eight_equal_one_device_and_never_change_the_base(folder, lora, meshes):
     found = {}
-    for mesh in MESHES:
+    for mesh in meshes:
         setup = setup_of(folder, lora, mesh)
         with jax.set_mesh(setup.mesh):
             frozen = setup.load_frozen()
@@ -185,12 +192,13 @@ def test_steps_on_meshes_of_eight_equal_one_device_and_never_change_the_base(fol
             np.testing.assert_allclose(theirs[path], value, atol=2e-3, err_msg=str(path))
 
 
-@pytest.mark.parametrize("remat", ["full", "dots", "attention"])
+@pytest.mark.parametrize("remat", ["full", "dots"])
 def test_rematerialisation_changes_no_gradient_of_an_adapter(folder, remat):
     def gradient(remat):
         setup = setup_of(folder, NF4, remat=remat)
         frozen, new = setup.load_frozen(), with_random_b(setup.load_params())
-        return jax.grad(lambda p: jnp.square(nnx.merge(setup.graph, p, frozen).hidden(TOKENS)).mean())(new)
+        loss = lambda p: jnp.square(nnx.merge(setup.graph, p, frozen).hidden(TOKENS)).mean()  # noqa: E731
+        return jax.jit(jax.grad(loss))(new)
 
     for a, b in zip(jax.tree.leaves(gradient(remat)), jax.tree.leaves(gradient("none")), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-8)
@@ -207,7 +215,7 @@ def test_a_frozen_base_in_bfloat16_computes_what_a_float32_one_does(folder):
         "scale": "float32",
     } | dict.fromkeys("ab", "float32")
     theirs = load_decoder(folder, compute=Compute(dtype=jnp.bfloat16))
-    np.testing.assert_array_equal(nnx.merge(half.graph, params)(TOKENS), theirs(TOKENS))
+    np.testing.assert_array_equal(logits_of(nnx.merge(half.graph, params)), logits_of(theirs))
 
 
 def test_targets_choose_the_matrices_and_mistakes_take_one_line(folder):

@@ -1,6 +1,7 @@
 """LoRA and nf4 against the packages that others train them with: peft and bitsandbytes, from PyPI (`make test-network`)."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -42,7 +43,8 @@ def test_every_rounded_matrix_equals_bitsandbytes(folder):
     names, ours = [], []
     for path, codes in frozen.items():
         if path[-1] == "codes":
-            kernels = np.asarray(dequantized(codes, frozen[*path[:-1], "absmax"]))
+            absmax = frozen[*path[:-1], "absmax"]
+            kernels = np.asarray(dequantized(jnp.asarray(codes), jnp.asarray(absmax)))
             part = {"attention": "self_attn", "mlp": "mlp"}[path[1]]
             names += [f"model.layers.{i}.{part}.{path[2]}_proj.weight" for i in range(len(kernels))]
             ours += [kernel.T for kernel in kernels]

@@ -140,6 +140,7 @@ def test_mistakes_take_one_line(model, sft_run, tmp_path):
         RLConfig(lora=QLORA, reference_on_host=True)
 
 
+@pytest.mark.slow
 def test_an_rl_run_moves_the_sampler_and_measures_its_drift_from_the_base(model, tmp_path, capsys):
     config = config_for(model, tmp_path / "whole", lora=QLORA, steps=3, optimizer=RATE)
     assert config.algorithm.needs_reference
