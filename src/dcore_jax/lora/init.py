@@ -23,7 +23,7 @@ from dcore_jax.models import Compute, Decoder, ModelConfig, abstract_decoder
 from dcore_jax.models.adapters import Adapter, NF4Kernel
 from dcore_jax.weights import Parameter, load_parameters, parameters, state_from_rows
 
-Path_ = tuple[str, ...]
+LeafPath = tuple[str, ...]
 
 
 def layer_kernels(config: ModelConfig) -> list[Parameter]:
@@ -91,7 +91,7 @@ def lora_shardings(config: ModelConfig, mesh: Mesh, state: nnx.State) -> nnx.Sta
     """
     logical = {row.path: row.logical for row in parameters(config)}
 
-    def placed(path: Path_, shape: tuple[int, ...]) -> Any:
+    def placed(path: LeafPath, shape: tuple[int, ...]) -> Any:
         axes: tuple[str | None, ...]
         kernel = (*path[:-2], "kernel")
         if path[-2:-1] == ("adapter",):
@@ -129,7 +129,7 @@ def frozen_base(
     kernels = {row.path for row in layer_kernels(config)} if lora.quantize == "nf4" else set()
     shapes = dict(nnx.to_flat_state(nnx.state(adapted_decoder(config, compute, lora))))
 
-    def convert(row: Parameter, value: Float[Array, "..."]) -> dict[Path_, Array]:
+    def convert(row: Parameter, value: Float[Array, "..."]) -> dict[LeafPath, Array]:
         if row.path not in kernels:
             return {row.path: value}
         codes, absmax = nf4_kernel(value, row.logical, mesh)
