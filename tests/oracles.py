@@ -174,3 +174,40 @@ def _reason(command: list[str]) -> str:
         return str(error)
     lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
     return lines[-1][-200:] if done.returncode else ""
+
+
+def nf4_by_bitsandbytes(weights: Sequence[Any]) -> list[list[float]]:
+    """Matrices, flattened, after bitsandbytes' nf4 in blocks of 64, on a CPU."""
+    packages = _made("bitsandbytes", lambda out: _pip_install(out, "--no-deps", "bitsandbytes"))
+    return _in_another_process(_BITSANDBYTES, packages, {"weights": [w.tolist() for w in weights]})
+
+
+_BITSANDBYTES = """
+import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+answer = []
+for weight in given["weights"]:
+    packed, state = quantize_4bit(torch.tensor(weight), blocksize=64, quant_type="nf4", compress_statistics=False)
+    answer.append(dequantize_4bit(packed, state).flatten().tolist())
+"""
+
+
+def logits_by_peft(model: Path, adapter: Path, tokens: list[list[int]]) -> list[list[list[float]]]:
+    """Logits of `tokens` by transformers' model of a folder with an adapter that peft loads onto it."""
+    packages = _made("peft", lambda out: _pip_install(out, "--no-deps", "peft", "accelerate", "psutil"))
+    return _in_another_process(
+        _PEFT, packages, {"model": str(model), "adapter": str(adapter), "tokens": tokens}
+    )
+
+
+_PEFT = """
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.float32)
+adapted = PeftModel.from_pretrained(base, given["adapter"]).eval()
+with torch.no_grad():
+    answer = adapted(torch.tensor(given["tokens"])).logits.tolist()
+"""

@@ -12,7 +12,7 @@ FLOORS = [
     {"errors", "lazy", "atomic", "dtypes", "config", "progress", "calls", "mesh", "target"}
     | {"kernels", "models", "weights", "checkpoint", "metrics"},
     {"data", "regions", "rewards", "advantages", "losses", "algorithms", "toolworld", "engines", "nano", "training"}
-    | {"player", "preview", "report"},
+    | {"lora", "player", "preview", "report"},
     {"sft", "rl", "distill", "evaluation", "chat", "serve", "plots", "plots_rl"},
     {"aot"},
     {"plan"},

@@ -151,6 +151,24 @@ def constrain(x: Shaped[Array, "..."], *logical: str | None) -> Shaped[Array, ".
     return jax.lax.with_sharding_constraint(x, spec(logical))
 
 
+def divisible(logical: Sequence[str | None], shape: Sequence[int]) -> tuple[str | None, ...]:
+    """Logical axes, without those whose dimension the mesh in use does not divide: they stay whole on every device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return fitting(logical, shape, {} if mesh.empty else mesh.shape)
+
+
+def fitting(
+    logical: Sequence[str | None], shape: Sequence[int], sizes: Mapping[str, int]
+) -> tuple[str | None, ...]:
+    """`divisible` for a mesh of these sizes."""
+
+    def parts(name: str | None) -> int:
+        axis = LOGICAL_TO_MESH[name]
+        return math.prod(sizes.get(a, 1) for a in ((axis,) if isinstance(axis, str) else axis or ()))
+
+    return tuple(name if size % parts(name) == 0 else None for name, size in zip(logical, shape, strict=True))
+
+
 def check_divisible(sizes: Mapping[str, int], logical_sizes: Mapping[str, int]) -> None:
     """Raises UserError where a model dimension cannot be split as the mesh asks; `logical_sizes` maps a name to its size."""
     for name, (axis, size) in {

@@ -37,19 +37,29 @@ def peak_flops(device_kind: str) -> float | None:
     return PEAK_TFLOPS[max(names, key=len)] * 1e12 if names else None
 
 
-def training_flops(config: ModelConfig, tokens: int, loss_tokens: int, attended: int) -> float:
+def training_flops(
+    config: ModelConfig,
+    tokens: int,
+    loss_tokens: int,
+    attended: int,
+    *,
+    adapter_parameters: int | None = None,
+) -> float:
     """Floating point operations that one forward and backward pass needs, useful ones only, recomputation not counted.
 
     Args:
       tokens: tokens that are no padding. loss_tokens: those that the output head is needed for.
       attended: sum over tokens of the number of keys each may see (its position + 1).
+      adapter_parameters: that alone are trained (LoRA): no gradient of a frozen weight is computed, which leaves four of its six.
 
     Six per weight and token (two forward, four backward); twelve per head channel and attended key, for scores and values.
     """
     head = config.vocab_size * config.hidden_size
     layers = config.num_matmul_parameters - head
     attention = config.num_layers * config.num_heads * config.head_dim
-    return 6.0 * (layers * tokens + head * loss_tokens) + 12.0 * attention * attended
+    frozen = adapter_parameters is not None
+    weights = (4.0 if frozen else 6.0) * (layers * tokens + head * loss_tokens)
+    return weights + 6.0 * (adapter_parameters or 0) * tokens + 12.0 * attention * attended
 
 
 class _Backend(Protocol):

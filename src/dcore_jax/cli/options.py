@@ -134,6 +134,8 @@ def _default(kind: type[C], arguments: Sequence[str], named: str | Path | None) 
             elif given:
                 choices = get_args(hints[dotted])  # of a Literal; numbers among them are written as text
                 value = next((choice for choice in choices if str(choice) == given[0]), given[0])
+                if hints[dotted] is int and given[0].isdecimal():
+                    value = int(given[0])
                 _set_nested(values, dotted.split("."), value)
         return config_from_dict(kind, values)
     except UserError as error:

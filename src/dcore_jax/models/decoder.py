@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from dcore_jax.errors import check_choice
 from dcore_jax.mesh import constrain
+from dcore_jax.models.adapters import Adapter, NF4Kernel
 from dcore_jax.models.attention import attend, save_attention
 from dcore_jax.models.config import ModelConfig
 from dcore_jax.models.rope import rotate, rotation
@@ -80,17 +81,24 @@ class Linear(nnx.Module):
         compute: Compute,
         rngs: nnx.Rngs,
     ):
-        self.kernel = nnx.Param(
+        self.kernel: nnx.Param | NF4Kernel = nnx.Param(
             std * jax.random.normal(rngs.params(), (inputs, outputs), compute.param_dtype)
         )
         self.bias = nnx.Param(jnp.zeros((outputs,), compute.param_dtype)) if bias else None
+        self.adapter: Adapter | None = nnx.data(None)  # see dcore_jax.lora
         self.split = split
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
-        # The kernel is gathered over fsdp here, after the cast, so that it is sent in the compute dtype.
-        kernel = constrain(self.kernel.get_value().astype(x.dtype), *self.split)
         # One token axis: for a product over two axes (the kernel's gradient) XLA's CPU backend would transpose a copy first.
-        y = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
+        tokens = x.reshape(-1, x.shape[-1])
+        if isinstance(self.kernel, NF4Kernel):
+            y = self.kernel.product(tokens, self.split)
+        else:
+            # The kernel is gathered over fsdp here, after the cast, so that it is sent in the compute dtype.
+            y = tokens @ constrain(self.kernel.get_value().astype(x.dtype), *self.split)
+        if self.adapter is not None:
+            y = y + self.adapter(tokens, self.split)
+        y = y.reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias.get_value().astype(x.dtype)
 
 

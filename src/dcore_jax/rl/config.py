@@ -10,6 +10,7 @@ from dcore_jax.config import MAY_CHANGE, config_to_dict, differences
 from dcore_jax.data.chat_template import parse_options
 from dcore_jax.engines.config import EngineConfig, unused_engine_options
 from dcore_jax.errors import UserError, check_choice
+from dcore_jax.lora import LoraConfig
 from dcore_jax.metrics import Tracker
 from dcore_jax.nano.config import NANO
 from dcore_jax.rewards import RewardSpec, check_different, parse_reward_spec
@@ -124,6 +125,7 @@ class RLConfig:
         "algorithm.name",
         "algorithm.preset",
         "engine.name",
+        "lora.rank",
         "reward.name",
         "rollout.staleness",
     )
@@ -165,6 +167,7 @@ class RLConfig:
     algorithm: AlgorithmConfig = field(default_factory=lambda: algorithm_preset("da_grpo", "paper"))
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     packing: RowConfig = field(default_factory=RowConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     optimizer: OptimizerConfig = field(default_factory=_optimizer)
@@ -218,6 +221,10 @@ class RLConfig:
             raise UserError(
                 f"packing.length={self.packing.length} must hold a prompt and a response, rollout.max_prompt + "
                 f"rollout.max_response = {longest} tokens"
+            )
+        if self.lora and self.reference_on_host:
+            raise UserError(
+                "reference_on_host changes nothing with lora.rank: the reference is the base, which is kept once; leave it out"
             )
         if self.optimizer.ema_decay:
             raise UserError("optimizer.ema_decay is not kept in RL; leave it at 0")
@@ -305,7 +312,9 @@ class RLConfig:
             unused |= {"reward.beta_accuracy": reason, "reward.beta_format": reason}
         if self.model not in ("", NANO):
             unused["base"] = "it makes the model of --model nano"
-        return unused | unused_engine_options(self.engine)
+        if self.lora:
+            unused["reference_on_host"] = "the reference is the base, which is kept once"
+        return unused | self.lora.unused_options() | unused_engine_options(self.engine)
 
 
 def _behind(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -323,7 +332,7 @@ _FILE_ONLY = (
     "algorithm.scale", "algorithm.zeta", "algorithm.region_ceilings", "algorithm.weight_min", "algorithm.weight_max",
     "algorithm.reward_kl_estimator", "algorithm.region_rates.outside", "algorithm.region_rates.name",
     "checkpoint.keep", "packing.mode", "optimizer.beta1", "optimizer.beta2", "optimizer.epsilon", "optimizer.moments",
-    "optimizer.offload", "reward.beta_accuracy", "reward.beta_format",
+    "optimizer.offload", "reward.beta_accuracy", "reward.beta_format", "rollout.top_k", "rollout.top_p",
 )  # fmt: skip
 # What an algorithm is, rather than a number of it.
 _STRUCTURE = (

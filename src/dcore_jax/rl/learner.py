@@ -28,6 +28,7 @@ from dcore_jax.rl.rollouts import StepRollouts
 from dcore_jax.rl.rows import RowMode, Rows, pack_rows, row_lengths
 from dcore_jax.target import target_platform
 from dcore_jax.training import TrainSetup, TrainState
+from dcore_jax.training.state import whole_model
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def row_mode(config: RLConfig, compute: Compute, head_dim: int) -> RowMode:
 
 
 class Learner:
-    """The policy's side of a run. It holds no state that changes but the reference model, which is made once.
+    """The policy's side of a run. It holds no state that changes: the frozen base (LoRA) and the reference are loaded once.
 
     Args:
       folder: Hugging Face folder of the policy before training, which is the reference model too.
@@ -88,14 +89,28 @@ class Learner:
             optimizer=config.optimizer,
             updates=self.total * config.updates,
             seed=config.seed,
+            lora=config.lora,
         )
         self.row_mode = row_mode(config, self.setup.compute, self.setup.model_config.head_dim)
         self._programs = rl_programs(config, self.algorithm, self.setup)
+        self._frozen: Any = None
         self._reference: Any = None
 
+    def load_frozen(self) -> None:
+        """Loads the parameters that no step changes, where there are any (LoRA); before everything that follows."""
+        self._frozen = self.setup.load_frozen(progress=True)
+
+    def policy(self, state: TrainState) -> nnx.State:
+        """All parameters of the policy; `nnx.merge(setup.graph, ...)` is its model."""
+        return whole_model(state.params, self._frozen)
+
     def keep_reference(self, params: nnx.State | None = None) -> None:
-        """The policy as it was before training, where the loss's KL needs it."""
-        if self.algorithm.needs_reference:
+        """The policy as it was before training, where the loss's KL needs it; with LoRA the base, without a second copy."""
+        if self.algorithm.needs_reference and self.setup.lora:
+            # With B = 0 the adapters add exactly 0, and the compiled program is the policy's own.
+            off = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.setup.abstract_state.params)
+            self._reference = whole_model(jax.device_put(off, self.setup.state_sharding.params), self._frozen)
+        elif self.algorithm.needs_reference:
             reference = (
                 self.setup.load_params(progress=True) if params is None else jax.tree.map(jnp.copy, params)
             )
@@ -116,7 +131,7 @@ class Learner:
         responses = response_arrays(samples, max_response=config.rollout.max_response)
         shape = responses.mask.shape
         passes = self._passes(samples, shape[1])
-        old_logprobs, entropy = self._by_passes(state.params, passes, responses.mask)
+        old_logprobs, entropy = self._by_passes(self.policy(state), passes, responses.mask)
         reference = None
         if algorithm.needs_reference:
             held = self._reference
@@ -183,7 +198,9 @@ class Learner:
                 self._programs.nothing(state.params),
             )
             for one in rows:
-                accumulated = self._programs.accumulate(state.params, accumulated, one, policy, denominator)
+                accumulated = self._programs.accumulate(
+                    state.params, accumulated, one, policy, denominator, self._frozen
+                )
             state, metrics = self._programs.finish(state, accumulated)
             done.append(metrics)
         return state, jax.device_get(done)
@@ -223,7 +240,8 @@ class Learner:
 
     def _penalised(self, state: TrainState, rows: list[Rows], policy: PolicyBatch) -> PolicyBatch:
         """With KL-Cov's choice among all tokens of an update of several passes, by the policy before it."""
-        logprobs = sum(self._programs.logprobs(state.params, one, policy.mask)[0] for one in rows)
+        params = self.policy(state)
+        logprobs = sum(self._programs.logprobs(params, one, policy.mask)[0] for one in rows)
         return self._programs.choose_penalised(logprobs, policy)
 
     def _to_device(self, rows: Rows) -> Rows:

@@ -26,7 +26,7 @@ class RLPrograms(NamedTuple):
     choose_penalised: Any  # (logprobs, policy)
     denominator: Any  # (policy)
     nothing: Any  # (params)
-    accumulate: Program  # (params, accumulated, rows, policy, denominator); accumulated is donated
+    accumulate: Program  # (params, accumulated, rows, policy, denominator, frozen); accumulated is donated
     finish: Program  # (state, accumulated); the state is donated
 
 

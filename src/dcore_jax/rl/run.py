@@ -26,6 +26,7 @@ from dcore_jax.data.chat_template import chat_template
 from dcore_jax.data.tokenizer import load_tokenizer
 from dcore_jax.engines import Engine, check_engine_installed, open_engine
 from dcore_jax.errors import UserError
+from dcore_jax.lora import check_lora_installed
 from dcore_jax.mesh import device_line, make_mesh
 from dcore_jax.metrics import check_trackers
 from dcore_jax.models import read_model_config
@@ -51,6 +52,7 @@ from dcore_jax.training.run_folder import (
     check_config_unchanged,
     check_same_data,
     lock_run_folder,
+    lora_record,
     model_name,
     record_run,
     run_began,
@@ -107,6 +109,7 @@ def train(config: RLConfig) -> RLResult:
     """
     check_trackers(config.trackers)
     check_engine_installed(config.engine)
+    check_lora_installed(config.lora)
     reward = rewards_of(config)
     mesh, output = make_mesh(config.mesh), Path(config.output)
     _check_devices(config, mesh)
@@ -135,7 +138,13 @@ def train(config: RLConfig) -> RLResult:
             ):
                 model = model_name(output, folder, str(folder) if config.model == NANO else config.model)
                 # Only now is there a run to go on with.
-                record = RunRecord(RECIPE, model, config.compute.param_dtype, began=began.isoformat())
+                record = RunRecord(
+                    RECIPE,
+                    model,
+                    config.compute.param_dtype,
+                    began=began.isoformat(),
+                    lora=lora_record(config.lora),
+                )
                 record_run(config, output, record)
                 record_rewards(reward, output)
                 return _loop(run, engine, journal)
@@ -187,6 +196,7 @@ def _start_or_resume(
     learner, data = Learner(config, mesh, folder, len(prompts)), prompts_fingerprint(prompts)
     checkpoints = Checkpoints(config.output, keep=config.checkpoint.keep)
     step = checkpoints.latest()
+    learner.load_frozen()
     if step is None:
         params = learner.setup.load_params(progress=True)
         learner.keep_reference(params)
@@ -221,6 +231,7 @@ def _header(run: _Run, tokenizer: Any) -> str:
     what = f"{model.model_type} with {model.num_parameters:,} parameters, {config.compute.dtype} on "
     lines = {
         "model": what + device_line(run.learner.setup.mesh),
+        "lora": run.learner.setup.lora_line(),
         "algorithm": f"{config.algorithm.name}, preset {config.algorithm.preset}{config.changed_numbers()}",
         "reward": f"{config.reward_preset}, calls in {' and '.join(notations)}",
         "format": "; ".join(f"{name} {rule}" for name, rule in rules.items()) or "no preset's rule",
@@ -240,7 +251,7 @@ def _open_engine(run: _Run, tokenizer: Any) -> Engine:
     return open_engine(
         config.engine,
         setup.folder,
-        decoder=nnx.merge(setup.graph, run.state.params),
+        decoder=nnx.merge(setup.graph, run.learner.policy(run.state)),
         max_length=config.rollout.max_prompt + config.rollout.max_response,
         eos_token_ids=sorted(stop_token_ids(setup.folder, tokenizer)),
         output=config.output,
@@ -292,7 +303,7 @@ def _step(
     clock.lap("rollout")
     if run.config.rollout.staleness and step < run.learner.total:
         # Sampled while this step trains: by weights that are one step old when they are trained on.
-        engine.update_weights(run.state.params, step - 1)
+        engine.update_weights(run.learner.policy(run.state), step - 1)
         run.rollouts_ahead = thread.submit(run.sampler.step, engine, step + 1, rollouts.next_draw)
     else:
         engine.release()  # its weights and cache make room for the update; new weights wake it
@@ -304,7 +315,7 @@ def _step(
     clock.lap("update")
     journal.log_step(step, rollouts, scored, updates, clock, bar)
     if not run.config.rollout.staleness:
-        engine.update_weights(run.state.params, step)
+        engine.update_weights(run.learner.policy(run.state), step)
 
 
 def _evaluate_if_due(run: _Run, step: int, engine: Engine, journal: Journal) -> None:
@@ -313,5 +324,5 @@ def _evaluate_if_due(run: _Run, step: int, engine: Engine, journal: Journal) -> 
         return
     if run.rollouts_ahead is not None and not last:
         run.rollouts_ahead.result()  # one thread drives an engine
-    engine.update_weights(run.state.params, step)
+    engine.update_weights(run.learner.policy(run.state), step)
     journal.log_evaluation(step, run.sampler.greedy(engine, run.held_out))

@@ -13,7 +13,7 @@ from dcore_jax.algorithms import AlgorithmConfig, PolicyBatch, policy_batch_loss
 from dcore_jax.kernels import logprobs_and_entropy
 from dcore_jax.losses import PolicySums, add_policy_sums
 from dcore_jax.rl.rows import Rows
-from dcore_jax.training.state import TrainState, apply_gradient
+from dcore_jax.training.state import TrainState, apply_gradient, whole_model
 
 
 class Accumulated(NamedTuple):
@@ -84,6 +84,7 @@ def accumulate_pass(
     rows: Rows,
     policy: PolicyBatch,
     denominator: Float[Array, ""],
+    frozen: PyTree | None = None,
     *,
     temperature: float = 1.0,
 ) -> Accumulated:
@@ -92,10 +93,12 @@ def accumulate_pass(
     Args:
       policy: of the update's whole minibatch, with KL-Cov's choice already made where there are several passes.
       denominator: of the whole minibatch, so that the passes add up to its loss.
+      frozen: parameters that are not trained (LoRA); they get no gradient.
     """
 
     def loss(params: PyTree) -> tuple[Array, PolicySums]:
-        logprobs, entropy, here = response_logprobs(graph, params, rows, policy.mask, temperature=temperature)
+        model = whole_model(params, frozen)
+        logprobs, entropy, here = response_logprobs(graph, model, rows, policy.mask, temperature=temperature)
         part = policy._replace(mask=policy.mask & here)
         return policy_batch_loss(config, logprobs, part, denominator=denominator, entropy=entropy)
 

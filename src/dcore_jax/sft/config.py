@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from dcore_jax.config import MAY_CHANGE
 from dcore_jax.data.chat_template import parse_options
 from dcore_jax.errors import UserError
+from dcore_jax.lora import LoraConfig
 from dcore_jax.metrics import Tracker
 from dcore_jax.nano.config import NanoConfig
 from dcore_jax.regions.region import RegionValues
@@ -75,7 +76,7 @@ class SFTConfig:
     """Packed supervised fine-tuning."""
 
     # Options that decide which others there are.
-    DECIDING: ClassVar = ("loss.name",)
+    DECIDING: ClassVar = ("loss.name", "lora.rank")
 
     model: str = ""
     """Hugging Face folder or hub id; `nano`: the embedded small Qwen3, random weights."""
@@ -109,6 +110,7 @@ class SFTConfig:
     """Peak TFLOP/s of one device, for MFU; None: looked up by its name."""
     loss: LossConfig = field(default_factory=LossConfig)
     packing: PackingConfig = field(default_factory=PackingConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -138,4 +140,4 @@ class SFTConfig:
 
     def unused_options(self) -> dict[str, str]:
         """Dotted fields that change nothing under this config, each with the reason."""
-        return self.loss.unused()
+        return self.loss.unused() | self.lora.unused_options()

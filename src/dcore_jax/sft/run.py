@@ -22,6 +22,7 @@ from dcore_jax.config import config_to_dict
 from dcore_jax.data.packing import PackedBatch, WeightedBatch
 from dcore_jax.data.store import SampleStore
 from dcore_jax.errors import UserError
+from dcore_jax.lora import check_lora_installed
 from dcore_jax.mesh import BATCH_AXES, device_line, make_mesh, put_global
 from dcore_jax.metrics import MetricLog, check_trackers
 from dcore_jax.models import read_model_config
@@ -48,11 +49,12 @@ from dcore_jax.training.run_folder import (
     check_config_unchanged,
     check_same_data,
     lock_run_folder,
+    lora_record,
     model_name,
     record_run,
     run_began,
 )
-from dcore_jax.training.state import state_from_trees, state_to_trees
+from dcore_jax.training.state import state_from_trees, state_to_trees, whole_model
 from dcore_jax.weights import shardings
 
 RECIPE = "sft"
@@ -79,6 +81,7 @@ class _Run:
     output: Path
     setup: TrainSetup
     train_step: Program
+    frozen: Any  # parameters that no step changes; None where all are trained
     checkpoints: Checkpoints
     stream: BatchStream
     data: dict[str, str]  # the samples' fingerprint
@@ -102,6 +105,7 @@ def train(config: SFTConfig) -> SFTResult:
     """
     check_named(config)
     check_trackers(config.trackers)
+    check_lora_installed(config.lora)
     mesh = make_mesh(config.mesh)
     _check_rows(config, mesh)
     output = Path(config.output)
@@ -141,13 +145,20 @@ def _start_or_resume(config: SFTConfig, folder: Path, mesh: Mesh, store: SampleS
         stream, same = resumed_stream(config, saved["stream"], step, finished=saved["finished"])
     total = stream.total_steps(config, store)
     setup = TrainSetup(
-        folder, mesh, compute=config.compute, optimizer=config.optimizer, updates=total, seed=config.seed
+        folder,
+        mesh,
+        compute=config.compute,
+        optimizer=config.optimizer,
+        updates=total,
+        seed=config.seed,
+        lora=config.lora,
     )
-    weighting = None
+    weighting, main = None, jax.process_index() == 0
+    frozen = setup.load_frozen(progress=main)
     if step is None or saved is None:
-        params = setup.load_params(progress=jax.process_index() == 0)
+        params = setup.load_params(progress=main)
         if config.loss.name != "sft":
-            weighting = Weighting.of_run(config, setup, params, store, stream)
+            weighting = Weighting.of_run(config, setup, whole_model(params, frozen), store, stream)
         state = setup.initial_state(params)
     elif config.loss.name != "sft":
         weighting = Weighting.resumed(config, setup, saved["weighting"], store)
@@ -165,7 +176,7 @@ def _start_or_resume(config: SFTConfig, folder: Path, mesh: Mesh, store: SampleS
     step_function = make_train_step(setup.graph, setup.optimizer, ema_decay=setup.ema_decay)
     train_step = setup.compile_step(step_function, "the training step")
     return _Run(
-        config, output, setup, train_step, checkpoints, stream, data, total, state, batches, weighting
+        config, output, setup, train_step, frozen, checkpoints, stream, data, total, state, batches, weighting
     )
 
 
@@ -175,7 +186,8 @@ def _header(run: _Run) -> str:
     batch = f"{config.rows} rows of {config.packing.length:,} tokens a step, {config.loss_mask} mask"
     left = max(run.total - step, 0)
     loss = f"\nloss      {run.weighting}" if run.weighting else ""
-    return f"model     {what}\nbatch     {batch}{loss}\nsteps     {left:,} to go of {run.total:,}, into {config.output}"
+    lora = f"\nlora      {line}" if (line := run.setup.lora_line()) else ""
+    return f"model     {what}{lora}\nbatch     {batch}{loss}\nsteps     {left:,} to go of {run.total:,}, into {config.output}"
 
 
 def _loop(run: _Run, began: datetime) -> SFTResult:
@@ -189,6 +201,7 @@ def _loop(run: _Run, began: datetime) -> SFTResult:
         config.compute.param_dtype,
         ema=bool(config.optimizer.ema_decay),
         began=began.isoformat(),
+        lora=lora_record(config.lora),
     )
     record_run(config, output, record)  # only now is there a run to go on with
     watch = Watch(config, run.setup, metrics_log, output)
@@ -198,7 +211,8 @@ def _loop(run: _Run, began: datetime) -> SFTResult:
         with preemption_signal() as stop_requested:
             while step < total and not stopped:
                 packed = _next_batch(run.batches, step, total)
-                run.state, metrics = run.train_step(run.state, _to_device(packed, config, run.setup.mesh))
+                batch = _to_device(packed, config, run.setup.mesh)
+                run.state, metrics = run.train_step(run.state, batch, run.frozen)
                 step += 1
                 # Step n runs on the device while step n - 1 is written down.
                 if pending is not None:

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dcore_jax.kernels import cross_entropy
-from dcore_jax.training.state import TrainState, apply_gradient
+from dcore_jax.training.state import TrainState, apply_gradient, whole_model
 
 
 class Batch(NamedTuple):
@@ -71,13 +71,16 @@ def loss_sum(graph: nnx.GraphDef, params: PyTree, micro: Batch) -> Float[Array, 
 
 def make_train_step(
     graph: nnx.GraphDef, optimizer: optax.GradientTransformation, *, ema_decay: float = 0.0
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
-    """`(state, batch) -> (state, metrics)`; jit it with the state donated.
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    """`(state, batch, frozen=None) -> (state, metrics)`; jit it with the state donated.
 
+    `frozen` are the parameters of a LoRA run that are not trained: they get no gradient, no moments, and are not returned.
     A loss or gradient that is not finite leaves parameters and optimizer as they were and is reported in `metrics.finite`.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def train_step(
+        state: TrainState, batch: Batch, frozen: PyTree | None = None
+    ) -> tuple[TrainState, StepMetrics]:
         # Known before the forward pass, so that every microbatch is already divided by the whole batch's count.
         if batch.weights is None:
             denominator = jnp.maximum(predicted(batch, batch.denominator_mask).sum(), 1).astype(jnp.float32)
@@ -86,7 +89,7 @@ def make_train_step(
             denominator = jnp.where(counted > 0, counted, 1.0)
 
         def mean_loss(params: PyTree, micro: Batch) -> Float[Array, ""]:
-            return loss_sum(graph, params, micro) / denominator
+            return loss_sum(graph, whole_model(params, frozen), micro) / denominator
 
         if batch.tokens.shape[0] == 1:
             loss, gradient = jax.value_and_grad(mean_loss)(state.params, jax.tree.map(lambda x: x[0], batch))

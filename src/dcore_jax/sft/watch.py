@@ -22,6 +22,7 @@ class Watch:
 
     def __init__(self, config: SFTConfig, setup: TrainSetup, log: MetricLog | None, output: Path):
         self._model, self._schedule, self._log, self._output = setup.model_config, setup.schedule, log, output
+        self._adapters = setup.trained_parameters if setup.lora else None
         device = jax.devices()[0]
         per_device = config.peak_tflops * 1e12 if config.peak_tflops else peak_flops(device.device_kind)
         self._peak = per_device * setup.mesh.size if per_device else None
@@ -49,7 +50,11 @@ class Watch:
         }
         if self._peak is not None:
             flops = training_flops(
-                self._model, int(values.tokens), int(values.loss_tokens), int(values.attended)
+                self._model,
+                int(values.tokens),
+                int(values.loss_tokens),
+                int(values.attended),
+                adapter_parameters=self._adapters,
             )
             row["mfu"] = flops / seconds / self._peak
         if self._log is not None:

@@ -11,7 +11,13 @@ from jaxtyping import PyTree
 from dcore_jax.dtypes import dtype_of
 from dcore_jax.training.config import OptimizerConfig
 
-_DECAYED = {"kernel", "embedding", "head"}  # names of the matrices; norms and biases never decay
+_DECAYED = {
+    "kernel",
+    "embedding",
+    "head",
+    "a",
+    "b",
+}  # names of the matrices (a, b: adapters); norms and biases never decay
 
 
 class MasterState(NamedTuple):

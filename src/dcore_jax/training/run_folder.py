@@ -20,8 +20,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dcore_jax.atomic import atomic_path, write_text_atomic
-from dcore_jax.config import differences, read_config, write_config
+from dcore_jax.config import config_to_dict, differences, read_config, write_config
 from dcore_jax.errors import UserError
+from dcore_jax.lora import LoraConfig
 from dcore_jax.weights import local_folder
 
 C = TypeVar("C")
@@ -41,6 +42,12 @@ class RunRecord:
     began: str = (
         ""  # local date and time of the run's first start, which its chat template may write; ISO 8601
     )
+    lora: dict[str, Any] | None = None  # LoraConfig's fields, where checkpoints hold adapters alone
+
+
+def lora_record(lora: LoraConfig) -> dict[str, Any] | None:
+    """`RunRecord.lora` of a run with these options."""
+    return config_to_dict(lora) if lora else None
 
 
 @contextlib.contextmanager

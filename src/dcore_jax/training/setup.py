@@ -13,6 +13,15 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
 from dcore_jax.checkpoint import abstract
+from dcore_jax.lora import (
+    LoraConfig,
+    adapted_decoder,
+    count,
+    frozen_base,
+    lora_shardings,
+    new_adapters,
+    partition,
+)
 from dcore_jax.models import ModelConfig, abstract_decoder, read_model_config
 from dcore_jax.training.compilation import Program
 from dcore_jax.training.config import ComputeConfig, OptimizerConfig
@@ -28,14 +37,17 @@ class TrainSetup:
       folder: Hugging Face folder of the model.
       mesh: of parameters, moments and batches.
       updates: optimizer steps of the whole run, which the learning rate schedule is stretched over.
-      seed: of the state's random key.
+      seed: of the state's random key, and of new adapters.
+      lora: train adapters and nothing else; without a rank all parameters are trained.
       model_config: the model's numbers, where there is no folder to read them from; such a setup loads no parameters.
 
     Attributes:
-      model_config, graph: the model's numbers and its NNX graph; `nnx.merge(graph, params)` is the model.
+      model_config, graph: the model's numbers and its NNX graph; `nnx.merge(graph, whole_model(params, frozen))` is the model.
+      lora: as given; None without a rank.
       optimizer, schedule: of optax.
       state_sharding: a TrainState of shardings, one for each array. `replicated`: that of scalars.
       abstract_state: a TrainState of shapes with shardings, to restore a checkpoint into.
+      abstract_frozen: the same of the parameters that no step changes; None where all are trained.
     """
 
     def __init__(
@@ -47,15 +59,23 @@ class TrainSetup:
         optimizer: OptimizerConfig,
         updates: int,
         seed: int,
+        lora: LoraConfig | None = None,
         model_config: ModelConfig | None = None,
     ):
         self.folder, self.mesh, self.seed = folder, mesh, seed
         self.compute = compute.compute()
         self.model_config = model_config or read_model_config(folder)
-        self.graph, shapes = nnx.split(abstract_decoder(self.model_config, self.compute))
+        self.lora = lora or None  # a LoraConfig of rank 0 is false
+        self._frozen_shapes: PyTree = None
+        if self.lora:
+            self.graph, shapes = nnx.split(adapted_decoder(self.model_config, self.compute, self.lora))
+            shapes, self._frozen_shapes = partition(shapes)
+        else:
+            self.graph, shapes = nnx.split(abstract_decoder(self.model_config, self.compute))
+        self._shapes = shapes
         self.schedule = learning_rate_schedule(optimizer, updates)
         self.optimizer = make_optimizer(optimizer, self.schedule)
-        if self.compute.param_dtype != jnp.float32:
+        if self.compute.param_dtype != jnp.float32 and not self.lora:  # adapters are float32 themselves
             self.optimizer = with_float32_masters(self.optimizer)
         self.ema_decay = optimizer.ema_decay
         self._offload = optimizer.offload
@@ -63,9 +83,12 @@ class TrainSetup:
         state = jax.eval_shape(self.new_state, shapes)
         self.state_sharding = self._state_sharding(state)
         self.abstract_state = abstract(state, self.state_sharding)
+        self.abstract_frozen = None
+        if self._frozen_shapes is not None:
+            self.abstract_frozen = abstract(self._frozen_shapes, self._shardings(self._frozen_shapes))
 
     def _state_sharding(self, state: TrainState) -> TrainState:
-        params = shardings(self.model_config, self.mesh)
+        params = self._shardings(self._shapes)
         # Moments and masters lie where their parameters lie; counters of the optimizer lie everywhere.
         moments = optax.tree.map_params(
             self.optimizer,
@@ -93,10 +116,52 @@ class TrainSetup:
             jax.random.PRNGKey(self.seed),
         )
 
+    def _shardings(self, shapes: nnx.State) -> nnx.State:
+        plain = shardings(self.model_config, self.mesh)  # raises where the mesh does not divide the model
+        return lora_shardings(self.model_config, self.mesh, shapes) if self.lora else plain
+
     def load_params(self, *, progress: bool = False) -> PyTree:
-        """The parameters of `folder`, sharded over the mesh; raises UserError for what is wrong with the folder."""
+        """The parameters of `folder` that are trained, sharded over the mesh; with `lora` new adapters, and `folder` is not read.
+
+        Raises:
+          UserError: for what is wrong with the folder.
+        """
+        if self.lora:
+            new = jax.jit(
+                lambda key: new_adapters(self._shapes, key), out_shardings=self.state_sharding.params
+            )
+            return new(jax.random.PRNGKey(self.seed))
         decoder = load_decoder(self.folder, compute=self.compute, mesh=self.mesh, progress=progress)
         return nnx.split(decoder)[1]
+
+    def load_frozen(self, *, progress: bool = False) -> PyTree | None:
+        """The parameters of `folder` that no step changes, sharded over the mesh; None where all are trained.
+
+        Raises:
+          UserError: for what is wrong with the folder; nf4 without qwix, or for a matrix that it does not fit.
+        """
+        if not self.lora:
+            return None
+        return frozen_base(
+            self.folder, self.model_config, self.compute, self.lora, self.mesh, progress=progress
+        )
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many parameters an update changes."""
+        return count(self._shapes)
+
+    def lora_line(self) -> str:
+        """What is trained, in words for a run's header; empty where all parameters are."""
+        if not self.lora:
+            return ""
+        trained, targets = self.trained_parameters, len(self.lora.targets)
+        held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self._frozen_shapes)) / 1e9
+        stored = "nf4" if self.lora.quantize == "nf4" else jnp.dtype(self.compute.dtype).name
+        return (
+            f"rank {self.lora.rank}, alpha {self.lora.alpha:g} on {targets} matrices a layer: {trained:,} parameters are trained "
+            f"({trained / self.model_config.num_parameters:.2%} of the model's), the base is frozen in {stored}, {held:.3g} GB"
+        )
 
     def initial_state(self, params: PyTree) -> TrainState:
         """The state before the first step, sharded; `params` are given away (donated)."""

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dcore_jax.training.optimizer import MasterState, float32, on_device
@@ -14,11 +15,16 @@ from dcore_jax.training.optimizer import MasterState, float32, on_device
 class TrainState(NamedTuple):
     """What a run carries from step to step, and what a checkpoint holds."""
 
-    params: PyTree
+    params: PyTree  # that are trained: a LoRA run's frozen base is no part of it, see `whole_model`
     optimizer: PyTree  # with float32 masters where the parameters are bfloat16
     ema: PyTree | None  # moving average of the parameters in float32, where one is kept
     step: Int[Array, ""]  # optimizer steps done
     rng: Array  # key of recipes that draw; SFT itself draws nothing
+
+
+def whole_model(params: PyTree, frozen: PyTree | None) -> PyTree:
+    """All parameters of a model: those that are trained and, in a LoRA run, the frozen ones. Copies nothing."""
+    return params if frozen is None else nnx.merge_state(params, frozen)
 
 
 class AppliedGradient(NamedTuple):

@@ -8,7 +8,7 @@ import json
 import math
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -145,9 +145,32 @@ def load_decoder(
     """
     folder = local_folder(source)
     config = read_model_config(folder)
-    decoder = abstract_decoder(config, compute)
-    graph, _ = nnx.split(decoder)
-    shapes = parameter_values(decoder)
+    graph, _ = nnx.split(abstract_decoder(config, compute))
+    dtype = (compute or Compute()).param_dtype
+    values = load_parameters(folder, config, dtype_of=lambda _: dtype, mesh=mesh, progress=progress)
+    return nnx.merge(graph, state_from_rows(values))
+
+
+def load_parameters(
+    folder: Path,
+    config: ModelConfig,
+    *,
+    dtype_of: Callable[[Parameter], Any],
+    mesh: Mesh | None = None,
+    convert: Callable[[Parameter, jax.Array], dict[tuple[str, ...], jax.Array]] | None = None,
+    progress: bool = False,
+) -> dict[tuple[str, ...], jax.Array]:
+    """The parameters of a Hugging Face folder by their path in the Decoder, one after the other, the largest first.
+
+    Args:
+      dtype_of: what each is read as.
+      mesh, progress: as in `load_decoder`.
+      convert: what becomes of a parameter as soon as it is on its devices, before the next is read; may donate it.
+
+    Raises:
+      UserError: as `load_decoder`.
+    """
+    shapes = parameter_values(abstract_decoder(config))
     with ExitStack() as files:
         tensors = Tensors(folder, files)
         _check(config, tensors, shapes, folder)
@@ -162,15 +185,17 @@ def load_decoder(
         largest_first = sorted(rows, key=lambda row: -math.prod(shapes[row.path].shape))
         bar = progress_bar(len(rows), desc="loading", unit="tensor", transient=True, disable=not progress)
         for row in largest_first:
-            value, staged = _read_parameter(row, tensors, shapes[row.path], placement[row.path].get_value())
-            values[row.path] = value
+            abstract = jax.ShapeDtypeStruct(shapes[row.path].shape, dtype_of(row))
+            value, staged = _read_parameter(row, tensors, abstract, placement[row.path].get_value())
             broken += _non_finite(row, value, config.num_layers)
+            values |= {row.path: value} if convert is None else convert(row, value)
+            del value
             _await_release(staged)
             bar.update()
         bar.close()
         if broken:
             raise UserError(f"{folder}: NaN or infinite values in {shorten(broken)}")
-    return nnx.merge(graph, state_from_rows(values))
+    return values
 
 
 def new_decoder(

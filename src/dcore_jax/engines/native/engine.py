@@ -23,6 +23,7 @@ from dcore_jax.engines.native import cache as kv
 from dcore_jax.engines.native.network import Network, RolloutWeights, decode, prefill, rollout_weights
 from dcore_jax.engines.native.slots import ActiveRequest, Slots
 from dcore_jax.errors import UserError
+from dcore_jax.lora import adapter_scale
 from dcore_jax.mesh import BATCH_AXES
 from dcore_jax.models import Decoder
 from dcore_jax.weights import shardings
@@ -52,7 +53,8 @@ class NativeEngine:
     A sample depends on the weights, the prompt, its SamplingParams and the number of slots, not on the requests batched with it.
 
     Args:
-      decoder: the model; its compute dtype is the engine's. Its weights are copied, cast and unstacked at every update.
+      decoder: the model; its compute dtype is the engine's. Its weights are copied, cast and unstacked at every update, and its
+        adapters merged.
       slots: sequences decoded at the same time. An idle slot costs as much as a busy one.
       max_length: most tokens of prompt and continuation together; by default the model's context_length. The cache grows
         only as far as the requests need.
@@ -82,7 +84,7 @@ class NativeEngine:
         self._network = Network(
             config, replace(decoder.compute, param_dtype=decoder.compute.dtype, remat="none")
         )
-        self._shapes = _shapes(nnx.state(decoder, nnx.Param))
+        self._shapes, self._adapter_scale = _shapes(nnx.state(decoder, nnx.Param)), adapter_scale(decoder)
         most = config.context_length
         self.max_length = most if max_length is None else max_length
         if not 2 <= self.max_length <= most:
@@ -196,7 +198,7 @@ class NativeEngine:
         self._weights, self._cache = None, self._empty_cache
         self._prefilled.clear()
         with self._in_mesh():
-            self._weights = rollout_weights(self._network, state, self._mesh)
+            self._weights = rollout_weights(self._network, state, self._mesh, self._adapter_scale)
         self._version = version
 
     def release(self) -> None:

@@ -28,11 +28,12 @@ from dcore_jax.engines.native.cache import (
     to_blocks,
 )
 from dcore_jax.engines.native.sampling import RowSampling, sample
+from dcore_jax.lora import lora_shardings, merged_leaves
 from dcore_jax.mesh import sharding
 from dcore_jax.models import Compute, Decoder, ModelConfig, abstract_decoder
 from dcore_jax.models.attention import attend
 from dcore_jax.models.rope import rotation
-from dcore_jax.weights import parameters, shardings
+from dcore_jax.weights import parameters
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,13 @@ def _graphs(network: Network) -> tuple[Any, Any]:
     return nnx.split(decoder)[0], nnx.split(decoder.layers)[0]
 
 
-def rollout_weights(network: Network, state: nnx.State, mesh: Mesh | None) -> RolloutWeights:
-    """Weights for generation: matmul weights in the compute dtype, layers unstacked.
+def rollout_weights(
+    network: Network, state: nnx.State, mesh: Mesh | None, adapter_scale: float = 0.0
+) -> RolloutWeights:
+    """Weights for generation: matmul weights in the compute dtype, layers unstacked, adapters merged.
+
+    A state with adapters or a base in nf4 is merged layer by layer here, in float32 and before the cast: the trainer hands over
+    references to its base, and only the adapters in them have changed.
 
     Under a mesh they are gathered over fsdp and stay split over tensor, so that no token waits for a gather. Norm scales keep
     their dtype, as the decoder multiplies them in float32. One program; the trainer's weights are not changed.
@@ -66,17 +72,20 @@ def rollout_weights(network: Network, state: nnx.State, mesh: Mesh | None) -> Ro
         devices = set(mesh.devices.flat)
         if any(leaf.sharding.device_set != devices for leaf in jax.tree.leaves(state)):
             # A program cannot read arrays of other devices than its own: copy them to the mesh first.
-            state = jax.device_put(state, shardings(network.config, mesh))
-    return _cast_program(network, mesh)(state)
+            state = jax.device_put(state, lora_shardings(network.config, mesh, state))
+    return _cast_program(network, mesh, adapter_scale)(state)
 
 
 @lru_cache(maxsize=32)
-def _cast_program(network: Network, mesh: Mesh | None) -> Callable[[nnx.State], RolloutWeights]:
+def _cast_program(
+    network: Network, mesh: Mesh | None, adapter_scale: float
+) -> Callable[[nnx.State], RolloutWeights]:
     """The program of `rollout_weights`, compiled once for an architecture and a mesh."""
+    unstack = partial(_cast_and_unstack, network, adapter_scale)
     if mesh is None:
-        return jax.jit(partial(_cast_and_unstack, network))
+        return jax.jit(unstack)
     where = jax.tree.map(lambda x: x.sharding, rollout_weights_abstract(network, mesh))
-    return jax.jit(partial(_cast_and_unstack, network), out_shardings=where)
+    return jax.jit(unstack, out_shardings=where)
 
 
 def rollout_weights_abstract(network: Network, mesh: Mesh) -> RolloutWeights:
@@ -95,20 +104,20 @@ def rollout_weights_abstract(network: Network, mesh: Mesh) -> RolloutWeights:
         return nnx.State.from_flat_path(flat)
 
     state = nnx.split(abstract_decoder(network.config, network.compute))[1]
-    shapes = jax.eval_shape(partial(_cast_and_unstack, network), state)
+    shapes = jax.eval_shape(partial(_cast_and_unstack, network, 0.0), state)
     return RolloutWeights(sharded((), shapes.outer), tuple(sharded(("layers",), x) for x in shapes.layers))
 
 
-def _cast_and_unstack(network: Network, state: nnx.State) -> RolloutWeights:
+def _cast_and_unstack(network: Network, adapter_scale: float, state: nnx.State) -> RolloutWeights:
     def cast(path, value):
-        return value if path[-1] == "scale" else value.astype(network.compute.dtype)
+        return nnx.Param(value if path[-1] == "scale" else value.astype(network.compute.dtype))
 
-    flat = {path: cast(path, leaf.get_value()) for path, leaf in nnx.to_flat_state(state)}
-    outer = {path: nnx.Param(x) for path, x in flat.items() if path[0] != "layers"}
-    layers = [
-        {path[1:]: nnx.Param(x[i]) for path, x in flat.items() if path[0] == "layers"}
-        for i in range(network.config.num_layers)
-    ]
+    flat = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+    outer = {path: cast(path, x) for path, x in flat.items() if path[0] != "layers"}
+    layers = []
+    for i in range(network.config.num_layers):
+        layer = {path[1:]: x[i] for path, x in flat.items() if path[0] == "layers"}
+        layers.append({path: cast(path, x) for path, x in merged_leaves(layer, adapter_scale).items()})
     return RolloutWeights(
         nnx.State.from_flat_path(outer), tuple(nnx.State.from_flat_path(layer) for layer in layers)
     )

@@ -4,7 +4,6 @@ import asyncio
 import os
 import queue
 import secrets
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
@@ -22,7 +21,8 @@ from dcore_jax.engines.vllm.event_loop import Batch, EventLoopThread, Job
 from dcore_jax.engines.vllm.pool import Limits, Server, ServerUnavailable
 from dcore_jax.engines.vllm.protocol import PreparedRequest, overlong_sample, stats_of
 from dcore_jax.engines.vllm.server import OwnServer
-from dcore_jax.engines.vllm.sync import SyncName, Target, WeightSync, write_snapshot
+from dcore_jax.engines.vllm.snapshots import Snapshots
+from dcore_jax.engines.vllm.sync import SyncName, Target, WeightSync
 from dcore_jax.errors import UserError
 from dcore_jax.models import Decoder, ModelConfig
 from dcore_jax.progress import log, progress_bar
@@ -74,9 +74,10 @@ class ServerEngine:
         if not servers:
             raise UserError("no vLLM server: give --engine.servers http://host:port ...")
         self.max_length, self._eos, self._config = max_length, tuple(eos_token_ids), config
-        self._limits, self._folder = limits or Limits(), Path(folder)
+        self._limits = limits or Limits()
         self._dtype, self._progress, self._startup_timeout = dtype, progress, startup_timeout
         self._version, self._run_id = weight_version, secrets.token_hex(4)
+        self._snapshots = Snapshots(Path(folder), self._run_id, dtype)
         self._target: Target | None = None
         canary = Canary(config.vocab_size)
         self._reference_model = ReferenceModel(canary)
@@ -194,10 +195,12 @@ class ServerEngine:
         old, decoder = self._target, self._reference_model.decoder(weights)
         # Random at its end: an update that failed and is repeated must not be taken for the failed one.
         name = f"{self._run_id}-{version}-{secrets.token_hex(2)}"
+        snapshot, base = self._snapshots.write(decoder, name)
         self._target = Target(
             version=version,
             name=name,
-            snapshot=write_snapshot(decoder, self._folder / f"weights-{name}", self._dtype),
+            snapshot=snapshot,
+            base=base,
             reference=self._reference_model.reference(decoder),
             previous=None if old is None else old.reference,
             dtype=coarser(self._dtype, np.dtype(decoder.compute.dtype).name),
@@ -209,7 +212,7 @@ class ServerEngine:
             raise
         finally:
             if old is not None:
-                shutil.rmtree(old.snapshot, ignore_errors=True)
+                self._snapshots.remove(old.snapshot)
         self._version, self._failed = version, None
 
     def close(self) -> None:
@@ -225,8 +228,7 @@ class ServerEngine:
                 if server.own is not None:
                     server.own.stop()
             self._loop.close()
-            if self._target is not None:
-                shutil.rmtree(self._target.snapshot, ignore_errors=True)
+            self._snapshots.close(None if self._target is None else self._target.snapshot)
 
     def _check(self, requests: Sequence[Request]) -> None:
         if self._loop.closed:

@@ -27,6 +27,7 @@ from dcore_jax.engines.vllm.protocol import InvalidResponse, PreparedRequest, ov
 from dcore_jax.engines.vllm.server import EXTENSION, check_memory_fraction, has_cuda, vllm_settings
 from dcore_jax.engines.vllm.sync import check_coverage, expected_tensors
 from dcore_jax.errors import UserError
+from dcore_jax.lora import adapter_scale, merged_decoder
 from dcore_jax.models import Decoder, read_model_config
 from dcore_jax.progress import progress_bar
 from dcore_jax.weights import hf_tensors
@@ -144,6 +145,8 @@ class InProcessEngine:
     def update_weights(self, weights: Decoder | nnx.State, version: int) -> None:
         """See Engine.update_weights. One tensor at a time is on the host; the canary has passed when it returns.
 
+        Adapters are merged on the trainer's devices, in a copy that is freed when vLLM has read it.
+
         Raises:
           UserError: vLLM's model has other tensors, or the canary differs from the trainer's.
         """
@@ -158,7 +161,9 @@ class InProcessEngine:
         # The cache's memory is claimed only after the weights are loaded: trainer and engine share the device.
         if self._asleep:
             self._llm.wake_up(tags=["weights"])
-        self._call_workers("dcore_load", weights=self._tensors(decoder))
+        dense = merged_decoder(decoder, dtype=decoder.compute.dtype) if adapter_scale(decoder) else decoder
+        self._call_workers("dcore_load", weights=self._tensors(dense))
+        del dense
         if self._asleep:
             self._llm.wake_up(tags=["kv_cache"])
             self._asleep = False

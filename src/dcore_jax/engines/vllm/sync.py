@@ -1,10 +1,9 @@
-"""Weight sync from the trainer to vLLM servers: a snapshot in Hugging Face names, a check of those names, two ways to load it.
+"""Weight sync from the trainer to vLLM servers: a snapshot (`snapshots`), a check of its names, two ways to load it.
 
 `transfer` uses vLLM's weight-transfer interface (pause, start, update, finish, resume); `disk` calls `reload_weights` in each
 worker. Both read the snapshot's safetensors files, so servers must see its folder under the same path.
 """
 
-import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ from dcore_jax.engines.vllm.pool import Server, ServerUnavailable
 from dcore_jax.engines.vllm.protocol import PreparedRequest
 from dcore_jax.engines.vllm.server import EXTENSION
 from dcore_jax.errors import UserError, check_choice
-from dcore_jax.models import Decoder, ModelConfig
-from dcore_jax.weights import export_decoder, parameters
+from dcore_jax.models import ModelConfig
+from dcore_jax.weights import parameters
 
 SyncName = Literal["transfer", "disk"]
 _LOAD_TIMEOUT = 1800.0  # seconds for a server to load a snapshot
@@ -30,7 +29,8 @@ class Target:
 
     version: int
     name: str  # the weight version as servers report it: unique to this run and version, so a restarted server cannot have it
-    snapshot: Path
+    snapshot: Path  # the model, or with `base` its adapters alone
+    base: Path | None  # what the adapters of `snapshot` are merged into, by the server
     reference: Reference
     previous: Reference | None  # of the version before
     dtype: str  # the coarser of the engine's and the trainer's: decides the canary's tolerance
@@ -48,13 +48,6 @@ def check_coverage(ours: Collection[str], theirs: Collection[str], name: str) ->
         parts = [f"{len(missing)} that we do not send ({_shorten(missing)})"] if missing else []
         parts += [f"{len(unknown)} of ours that it lacks ({_shorten(unknown)})"] if unknown else []
         raise UserError(f"{name}: its model is another one than the trainer's: it has {' and '.join(parts)}")
-
-
-def write_snapshot(decoder: Decoder, folder: Path, dtype: str) -> Path:
-    """Exports the decoder as a Hugging Face folder that vLLM loads, over one that a killed run may have left there."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return export_decoder(decoder, folder, dtype=dtype)
 
 
 class WeightSync:
@@ -123,9 +116,11 @@ class WeightSync:
         names = await self._call_workers(server, "dcore_tensor_names", {}, 60.0)
         for found in names:
             check_coverage(self._tensors, found, server.url)
-        folder = str(target.snapshot.absolute())
+        folders = {"folder": str(target.snapshot.absolute())}
+        if target.base is not None:
+            folders["base"] = str(target.base.absolute())
         if self._method == "disk":
-            await self._call_workers(server, "dcore_reload", {"folder": folder}, _LOAD_TIMEOUT)
+            await self._call_workers(server, "dcore_reload", folders, _LOAD_TIMEOUT)
             # Cached keys and values of the old weights must not serve the new ones.
             await rpc(server, "POST", "/reset_prefix_cache")
             await rpc(server, "POST", "/update_weight_version", {"new_version": target.name})
@@ -133,7 +128,7 @@ class WeightSync:
         await rpc(server, "POST", "/pause?mode=abort")
         await rpc(server, "POST", "/init_weight_transfer_engine", {"init_info": {}})
         await rpc(server, "POST", "/start_weight_update")
-        update = {"update_info": {"folder": folder}}
+        update = {"update_info": folders}
         await rpc(server, "POST", "/update_weights", update, timeout=_LOAD_TIMEOUT)
         finish = {"weight_version": target.name}
         await rpc(server, "POST", "/finish_weight_update", finish, timeout=_LOAD_TIMEOUT)

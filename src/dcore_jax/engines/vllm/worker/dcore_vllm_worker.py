@@ -1,10 +1,12 @@
 """Weight loading inside vLLM's worker processes. Imports nothing of dcore_jax, which need not be installed there.
 
-Weights arrive as safetensors files or, in process, as an iterator; both go through vLLM's own loader, by Hugging Face names.
+Weights arrive as safetensors files or, in process, as an iterator; both go through vLLM's own loader, by Hugging Face names. Of a
+LoRA policy only the adapters arrive, and are added here to a base that lies on disk.
 A tied output head, which a reload leaves as it was, is packed again.
 """
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,15 +48,40 @@ def repack_tied_head(model: Any) -> None:
             head.quant_method.process_weights_after_loading(head)
 
 
+def folder_tensors(folder: str) -> Iterator[tuple[str, Any]]:
+    """The tensors of a folder's safetensors files by name, one in memory at a time."""
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(str(path), "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                yield name, file.get_tensor(name)
+
+
+def merged_tensors(base: str, adapter: str) -> Iterator[tuple[str, Any]]:
+    """The tensors of a base folder with an adapter of peft's format added: W + alpha / r * B A in float32, in W's dtype."""
+    config = json.loads((Path(adapter) / "adapter_config.json").read_text())
+    scale, parts = config["lora_alpha"] / config["r"], dict(folder_tensors(adapter))
+    for name, weight in folder_tensors(base):
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        a, b = parts.pop(f"{module}.lora_A.weight", None), parts.pop(f"{module}.lora_B.weight", None)
+        if a is not None and b is not None:
+            weight = (weight.float() + scale * (b.float() @ a.float())).to(weight.dtype)
+        yield name, weight
+    if parts:
+        raise ValueError(f"{adapter}: adapters of matrices that {base} does not have: {sorted(parts)[:3]}")
+
+
 class WorkerExtension:
     """Methods that --worker-extension-cls adds to vLLM's worker, called by name through /collective_rpc or LLM.collective_rpc."""
 
     def dcore_tensor_names(self) -> list[str]:
         return tensor_names(self._dcore_model())
 
-    def dcore_reload(self, folder: str) -> str:
-        """Replaces the weights by those of a Hugging Face folder; returns the folder."""
-        self.reload_weights(weights_path=folder)  # type: ignore[attr-defined]
+    def dcore_reload(self, folder: str, base: str = "") -> str:
+        """Replaces the weights by those of a Hugging Face folder, or by those of `base` plus its adapters; returns the folder."""
+        if base:
+            self.reload_weights(weights_iterator=merged_tensors(base, folder))  # type: ignore[attr-defined]
+        else:
+            self.reload_weights(weights_path=folder)  # type: ignore[attr-defined]
         repack_tied_head(self._dcore_model())
         return folder
 
@@ -75,6 +102,7 @@ class FileInit(WeightTransferInitInfo):
 @dataclass
 class FileUpdate(WeightTransferUpdateInfo):
     folder: str = ""
+    base: str = ""
 
 
 class FileTransferEngine(WeightTransferEngine[FileInit, FileUpdate]):
@@ -93,9 +121,9 @@ class FileTransferEngine(WeightTransferEngine[FileInit, FileUpdate]):
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update: FileUpdate) -> None:
-        for path in sorted(Path(update.folder).glob("*.safetensors")):
-            with safe_open(str(path), "pt") as file, torch.no_grad():
-                self.model.load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+        tensors = merged_tensors(update.base, update.folder) if update.base else folder_tensors(update.folder)
+        with torch.no_grad():
+            self.model.load_weights(tensors)
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
