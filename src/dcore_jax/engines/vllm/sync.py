@@ -54,7 +54,8 @@ def write_snapshot(decoder: Decoder, folder: Path, dtype: str) -> Path:
     """Exports the decoder as a Hugging Face folder that vLLM loads, over one that a killed run may have left there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    return export_decoder(decoder, folder, dtype=dtype)
+    # Files of 1 GB, so that several are written at the same time.
+    return export_decoder(decoder, folder, dtype=dtype, max_shard_bytes=10**9)
 
 
 class WeightSync:
