@@ -305,9 +305,9 @@ def test_tensors_leave_a_mesh_layer_by_layer_and_no_device_gets_a_gathered_param
     kernel = model.layers.mlp.up.kernel.get_value()
     part = kernel.addressable_shards[0].data.nbytes
     assert 4 * part == kernel.nbytes
+    expected = dict(hf_tensors(alone, dtype="float32"))
     gc.collect()
     before = {id(array) for array in jax.live_arrays()}
-    expected = dict(hf_tensors(alone, dtype="float32"))
     for name, tensor in hf_tensors(model):
         np.testing.assert_array_equal(tensor, expected[name])
         assert tensor.flags.c_contiguous

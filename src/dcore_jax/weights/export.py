@@ -3,15 +3,17 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Shaped
+from jaxtyping import Array, Shaped
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -26,6 +28,7 @@ from dcore_jax.weights.magnitude import check_representable
 from dcore_jax.weights.names import EMBEDDING, LM_HEAD, Parameter, parameter_values, parameters
 from dcore_jax.weights.stop_tokens import write_stop_tokens
 
+_WRITERS = 4  # safetensors files that are written at the same time
 # Files of a source folder that are copied: all but weights, their index and config.json.
 _COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*")
 
@@ -33,45 +36,66 @@ _COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*"
 def hf_tensors(decoder: Decoder, *, dtype: Any = None) -> Iterator[tuple[str, np.ndarray]]:
     """Every Hugging Face tensor of the decoder with its name, layer by layer in the order of transformers.
 
-    One tensor is on the host at a time, put together from the devices' shards of that layer. With several processes every process
-    must iterate: each tensor is gathered from all of them.
+    A tensor is cast and transposed on the devices, each its own part, and put together on the host; the next one is under way
+    meanwhile. With several processes every process must iterate: each tensor is gathered from all of them.
 
     Args:
       dtype: of all tensors; by default each one's own.
     """
+    yield from _tensors_in(decoder, lambda name, own: own if dtype is None else np.dtype(dtype))
+
+
+def _tensors_in(
+    decoder: Decoder, dtype_for: Callable[[str, np.dtype], np.dtype]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """As `hf_tensors`, with a dtype for each name and the dtype that the tensor has in memory."""
     values, config = parameter_values(decoder), decoder.config
-    target = None if dtype is None else np.dtype(dtype)
     rows = parameters(config)
     order: list[tuple[Parameter, int | None]] = [
         (row, None) for row in rows if not row.stacked and row.path == ("embedding",)
     ]
     order += [(row, layer) for layer in range(config.num_layers) for row in rows if row.stacked]
     order += [(row, None) for row in rows if not row.stacked and row.path != ("embedding",)]
+    before: tuple[str, jax.Array] | None = None
     for row, layer in order:
         name = row.tensor if layer is None else row.tensor.format(layer=layer)
-        yield name, _host_tensor(values[row.path], layer, row.transposed, target)
+        value = values[row.path]
+        stored = _as_stored(
+            value,
+            None if layer is None else np.int32(layer),
+            transposed=row.transposed,
+            dtype=dtype_for(name, np.dtype(value.dtype)),
+        )
+        for shard in stored.addressable_shards:
+            if shard.replica_id == 0:
+                shard.data.copy_to_host_async()
+        if before is not None:
+            yield before[0], _on_host(before[1])
+        before = name, stored
+    if before is not None:
+        yield before[0], _on_host(before[1])
 
 
-def _host_tensor(
-    value: jax.Array, layer: int | None, transposed: bool, dtype: np.dtype | None
-) -> Shaped[np.ndarray, "..."]:
-    """One layer of a parameter (all of one that is not stacked) on the host, gathered shard by shard.
+@partial(jax.jit, static_argnames=("transposed", "dtype"))
+def _as_stored(
+    value: Shaped[Array, "..."], layer: Any, *, transposed: bool, dtype: np.dtype
+) -> Shaped[Array, "..."]:
+    """One layer of a parameter (all of one that is not stacked) as Hugging Face stores it, split over the devices as before."""
+    one = value if layer is None else jax.lax.dynamic_index_in_dim(value, layer, keepdims=False)
+    return (one.T if transposed else one).astype(dtype)
 
-    Each device gives its own part of the layer; no device ever holds more than it did, and none the stacked parameter.
-    """
+
+def _on_host(value: jax.Array) -> Shaped[np.ndarray, "..."]:
+    """An array on the host, put together from the devices' parts: no device ever holds more than its own."""
     if not value.is_fully_addressable:
-        one = value if layer is None else value[layer]  # split over the devices as before
-        gathered = multihost_utils.process_allgather(one, tiled=True)
-        array = np.asarray(gathered.T if transposed else gathered)
-        return np.ascontiguousarray(array.astype(dtype or array.dtype, copy=False))
-    shape = value.shape if layer is None else value.shape[1:]
-    tensor = np.empty(shape[::-1] if transposed else shape, dtype or value.dtype)
-    oriented = tensor.T if transposed else tensor
+        return np.asarray(multihost_utils.process_allgather(value, tiled=True))
+    if value.is_fully_replicated:
+        return np.asarray(value)
+    whole = np.empty(value.shape, value.dtype)
     for shard in value.addressable_shards:
         if shard.replica_id == 0:
-            index = shard.index if layer is None else shard.index[1:]
-            oriented[index] = np.asarray(shard.data if layer is None else shard.data[layer])
-    return tensor
+            whole[shard.index] = np.asarray(shard.data)
+    return whole
 
 
 def export_decoder(
@@ -91,7 +115,7 @@ def export_decoder(
         each tensor is written in the dtype it has there. generation_config.json then lists every end token: see
         `stop_tokens.write_stop_tokens`. Without a source, config.json is written from the decoder's own config.
       dtype: "float32", "bfloat16" or "float16" for all tensors.
-      max_shard_bytes: most bytes of one safetensors file.
+      max_shard_bytes: most bytes of one safetensors file; up to four are in host memory at a time.
       progress: show a bar.
 
     Returns:
@@ -150,8 +174,7 @@ def _with_dtypes(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Tensors by name in the dtypes of `dtypes`; with `extra` the tied head at the end."""
     embedding = None
-    for name, array in hf_tensors(decoder):
-        array = array.astype(dtypes[name], copy=False)
+    for name, array in _tensors_in(decoder, lambda name, own: dtypes[name]):
         if name == EMBEDDING and extra:
             embedding = array
         yield name, array
@@ -176,25 +199,32 @@ def _write_shards(
     sizes: list[int] = []
     pending: dict[str, np.ndarray] = {}
     used: dict[np.dtype, int] = {}
+    writing: list[Future[None]] = []
 
     def flush() -> None:
         if pending:
             shards.append(list(pending))
             sizes.append(sum(x.nbytes for x in pending.values()))
             if writes:
+                if len(writing) == _WRITERS:  # no more shards than that are in host memory
+                    writing.pop(0).result()
                 # A temporary name: the final one contains the number of shards, which is not known yet.
-                save_file(pending, folder / f"part-{len(shards)}", metadata={"format": "pt"})
+                part = folder / f"part-{len(shards)}"
+                writing.append(threads.submit(save_file, dict(pending), part, metadata={"format": "pt"}))
             pending.clear()
 
     bar = progress_bar(count, desc="exporting", unit="tensor", transient=True, disable=not progress)
-    for name, array in tensors:
-        if pending and sum(x.nbytes for x in pending.values()) + array.nbytes > max_bytes:
-            flush()
-        pending[name] = array
-        used[array.dtype] = used.get(array.dtype, 0) + array.size
-        bar.update()
+    with ThreadPoolExecutor(_WRITERS) as threads:
+        for name, array in tensors:
+            if pending and sum(x.nbytes for x in pending.values()) + array.nbytes > max_bytes:
+                flush()
+            pending[name] = array
+            used[array.dtype] = used.get(array.dtype, 0) + array.size
+            bar.update()
+        flush()
+        for future in writing:
+            future.result()
     bar.close()
-    flush()
     if writes:
         names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
         names = ["model.safetensors"] if len(shards) == 1 else names

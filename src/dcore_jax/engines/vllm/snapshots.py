@@ -25,7 +25,7 @@ class Snapshots:
         """The folders of this version's snapshot and of its base; None for a decoder without adapters."""
         folder = self._new(f"weights-{name}")
         if not (scale := adapter_scale(decoder)):
-            return export_decoder(decoder, folder, dtype=self._dtype), None
+            return export_decoder(decoder, folder, dtype=self._dtype, max_shard_bytes=_FILE_BYTES), None
         if self._base is None:
             base = merged_decoder(decoder, dtype=decoder.compute.dtype, adapters=False)
             self._base = export_decoder(base, self._new(f"base-{self._run_id}"), dtype=self._dtype)
