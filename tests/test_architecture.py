@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "dcore_jax"
 # From the ground up; a room may import from its own floor and from those below it.
 FLOORS = [
-    {"errors", "lazy", "atomic", "dtypes", "config", "progress", "calls", "mesh"}
+    {"errors", "lazy", "atomic", "dtypes", "config", "progress", "calls", "mesh", "processes"}
     | {"kernels", "models", "weights", "checkpoint", "metrics"},
     {"data", "regions", "rewards", "advantages", "losses", "algorithms", "toolworld", "engines", "nano", "training"}
     | {"preview", "report"},
