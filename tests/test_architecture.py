@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "dcore_jax"
 # From the ground up; a room may import from its own floor and from those below it.
 FLOORS = [
-    {"errors", "lazy", "atomic", "dtypes", "config", "progress", "calls", "mesh", "target"}
+    {"errors", "lazy", "atomic", "dtypes", "config", "progress", "calls", "mesh", "processes", "target"}
     | {"kernels", "models", "weights", "checkpoint", "metrics"},
     {"data", "regions", "rewards", "advantages", "losses", "algorithms", "toolworld", "engines", "nano", "training"}
     | {"lora", "player", "preview", "report"},

@@ -19,6 +19,7 @@ from dcore_jax.config import (
 )
 from dcore_jax.distill.config import DistillConfig
 from dcore_jax.mesh import prepare_devices
+from dcore_jax.processes import processes_of
 from dcore_jax.rl.config import RLConfig
 from dcore_jax.sft.config import SFTConfig
 from dcore_jax.training import OptimizerConfig
@@ -157,10 +158,15 @@ def test_the_embedded_model_by_its_name_has_the_embedded_defaults():
             "DCORE_PROCESSES=two must be a whole number",
         ),
         ({"SLURM_NTASKS": "2"}, "SLURM_NTASKS=2: .*start with srun, or unset SLURM_NTASKS"),
+        (
+            {"WORLD_SIZE": "2", "MASTER_ADDR": "host"},
+            "WORLD_SIZE=2 .*give each process MASTER_PORT and a RANK",
+        ),
+        ({"DCORE_DISTRIBUTED": "1"}, "DCORE_DISTRIBUTED=1 .*set DCORE_COORDINATOR by hand"),
     ],
 )
 def test_a_mistake_in_the_variables_of_several_processes_is_named(variables, message, monkeypatch):
-    def unknown():
+    def unknown(**_):
         raise ValueError("coordinator_address should be defined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", unknown)
@@ -168,3 +174,29 @@ def test_a_mistake_in_the_variables_of_several_processes_is_named(variables, mes
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
         prepare_devices(None)
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, (1, 0, None)),
+        ({"SLURM_NTASKS": "1"}, (1, 0, None)),
+        ({"SLURM_NTASKS": "4"}, (4, None, None)),
+        ({"DCORE_COORDINATOR": "a:7", "DCORE_PROCESSES": "3", "DCORE_PROCESS_ID": "2"}, (3, 2, "a:7")),
+        ({"DCORE_COORDINATOR": "a:7", "SLURM_NTASKS": "3", "DCORE_PROCESS_ID": "1"}, (3, 1, "a:7")),
+        (
+            {"MASTER_ADDR": "a", "MASTER_PORT": "29500", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "0"},
+            (2, 1, "a:29501"),
+        ),
+        ({"MASTER_ADDR": "a", "MASTER_PORT": "29500", "WORLD_SIZE": "1", "RANK": "0"}, (1, 0, None)),
+    ],
+)
+def test_processes_are_found_by_the_variables_of_each_launcher(variables, expected):
+    found = processes_of(variables)
+    assert (found.count, found.index, found.coordinator) == expected
+    assert found.several == (found.count > 1)
+
+
+def test_a_pod_is_joined_whatever_it_counts():
+    assert processes_of({"TPU_WORKER_HOSTNAMES": "a,b"}).several
+    assert not processes_of({"TPU_WORKER_HOSTNAMES": "localhost"}).several

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Shaped
 
 from dcore_jax.errors import UserError
+from dcore_jax.processes import join, local_devices, processes_of
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -57,52 +58,22 @@ def prepare_devices(mesh: str | None) -> None:
     """Call once before anything touches JAX: joins other processes, and gives a CPU as many virtual devices as the mesh asks for.
 
     On a GPU or TPU the virtual CPU devices exist beside the accelerators and change nothing. Processes find one another through
-    `jax.distributed`: by hand with DCORE_COORDINATOR=host:port DCORE_PROCESSES=n DCORE_PROCESS_ID=i; by themselves in a SLURM job
-    of several tasks, and on the workers of a TPU pod (or wherever DCORE_DISTRIBUTED=1 says so).
+    `jax.distributed`: by hand with DCORE_COORDINATOR=host:port DCORE_PROCESSES=n DCORE_PROCESS_ID=i; by torchrun's variables
+    (MASTER_ADDR, MASTER_PORT, WORLD_SIZE, RANK); by themselves in a SLURM job of several tasks, and on the workers of a TPU pod
+    (or wherever DCORE_DISTRIBUTED=1 says so).
 
     Raises:
       UserError: a mesh that cannot be read, or that does not divide among the processes; a variable that is no number or missing.
     """
-    environment = os.environ
-    slurm = _count(environment, "SLURM_NTASKS") or 1
-    processes = _count(environment, "DCORE_PROCESSES") or slurm
+    processes = processes_of(os.environ)
     if mesh is not None:
-        wanted = math.prod(parse_mesh(mesh).values())
-        if wanted % processes:
-            raise UserError(
-                f"mesh {mesh} has {wanted} devices, which do not divide among {processes} processes"
-                + (" (SLURM_NTASKS; unset it for a single one)" if processes == slurm > 1 else "")
-            )
-        local = wanted // processes
+        local = local_devices(math.prod(parse_mesh(mesh).values()), processes, mesh)
         jax.config.update("jax_num_cpu_devices", local)
         if local > 1:
             # Virtual devices wait for one another inside collectives, several at a time, each wait holding a thread of XLA's
             # CPU pool; with only as many threads as cores or devices they wait for ever. NPROC is the size of that pool.
-            environment.setdefault("NPROC", str(8 * local))
-    pod = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
-    if "DCORE_COORDINATOR" in environment:
-        index = _count(environment, "DCORE_PROCESS_ID")
-        if index is None or index >= processes:
-            raise UserError(
-                f"DCORE_COORDINATOR is set: give each process a DCORE_PROCESS_ID below DCORE_PROCESSES={processes}"
-            )
-        jax.distributed.initialize(environment["DCORE_COORDINATOR"], processes, index)
-    elif slurm > 1 or pod or environment.get("DCORE_DISTRIBUTED") == "1":
-        try:
-            jax.distributed.initialize()
-        except ValueError as error:  # no cluster that it knows
-            why = f"SLURM_NTASKS={slurm}" if slurm > 1 else "DCORE_DISTRIBUTED=1 or TPU_WORKER_HOSTNAMES"
-            hint = "start with srun, or unset SLURM_NTASKS" if slurm > 1 else "set DCORE_COORDINATOR by hand"
-            raise UserError(f"{why}: the other processes are not found ({error}); {hint}") from None
-
-
-def _count(environment: Mapping[str, str], name: str) -> int | None:
-    text = environment.get(name)
-    if text is None:
-        return None
-    if not text.isdecimal():
-        raise UserError(f"{name}={text} must be a whole number")
-    return int(text)
+            os.environ.setdefault("NPROC", str(8 * local))
+    join(processes)
 
 
 def make_mesh(text: str | None) -> Mesh:

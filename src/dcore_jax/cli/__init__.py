@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from dcore_jax.errors import UserError
 
@@ -33,20 +34,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_command(command: Callable[[], None]) -> None:
-    """Runs `command`; a UserError is one line and exit status 1, Ctrl-C one line and 130, all else keeps its traceback."""
+    """Runs `command`; a UserError is one line and exit status 1, Ctrl-C one line and 130, all else keeps its traceback.
+
+    So is the loss of another process of the same run. A process of several that ends with an error does not wait for the others.
+    """
     try:
         command()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+        _fail(" ".join(str(error).split()), 1)
     except KeyboardInterrupt:
-        print(
-            "error: interrupted; start the same line again to go on from the last checkpoint", file=sys.stderr
-        )
-        sys.exit(130)
+        _fail("interrupted; start the same line again to go on from the last checkpoint", 130)
     except BrokenPipeError:  # `dcore configs | head`
         sys.stderr.close()
         sys.exit(141)
+    except RuntimeError as error:
+        if "jax" not in sys.modules:
+            raise
+        from dcore_jax.processes import lost_process
+
+        line = lost_process(error)
+        if line is None:
+            raise
+        _fail(line, 1)
+
+
+def _fail(line: str, status: int) -> NoReturn:
+    print(f"error: {line}", file=sys.stderr)
+    if "jax" in sys.modules:
+        from dcore_jax.processes import leave
+
+        leave(status)
+    sys.exit(status)
 
 
 def _dispatch(arguments: list[str]) -> None:

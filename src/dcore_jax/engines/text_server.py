@@ -79,6 +79,9 @@ class TextServerEngine:
         """Not possible."""
         raise RuntimeError("an OpenAI-compatible server takes no weights")
 
+    def release(self) -> None:
+        """See Engine.release: the server's memory is its own."""
+
     def close(self) -> None:
         """Drops what is in flight."""
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -40,6 +40,9 @@ class BatchEngine:
         """Not possible."""
         raise RuntimeError("a function has no weights")
 
+    def release(self) -> None:
+        """See Engine.release: there is nothing to give back."""
+
     def close(self) -> None:
         """See Engine.close."""
         self._waiting = []

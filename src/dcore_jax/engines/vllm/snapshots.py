@@ -9,6 +9,8 @@ from dcore_jax.lora import LoraConfig, adapter_scale, export_adapter, merged_dec
 from dcore_jax.models import Decoder
 from dcore_jax.weights import export_decoder
 
+_FILE_BYTES = 10**9  # so that several files are written at the same time
+
 
 class Snapshots:
     """Writes each version of the weights into a folder that servers see under the same path.
