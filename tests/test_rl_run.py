@@ -583,3 +583,17 @@ def test_tokens_of_every_script_are_drawn_without_a_warning(tmp_path, recwarn):
     ]
     plot_token_entropy({"highest": rows, "lowest": rows}, tmp_path / "tokens.png")
     assert (tmp_path / "tokens.png").stat().st_size and not recwarn.list
+
+
+@pytest.mark.slow
+def test_benchmarks_are_played_while_it_trains_and_the_best_checkpoint_stays(model, tmp_path):
+    evaluation = EvaluationConfig(every=1, benchmarks=("toolworld:6,kinds=single",))
+    config = config_for(
+        model, tmp_path, steps=2, evaluation=evaluation, checkpoint=CheckpointConfig(every=9, keep=1)
+    )
+    train(config)
+    rows = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["toolworld:6,kinds=single"]) for row in rows] == [(1, 0.0), (2, 0.0)]
+    assert json.loads((tmp_path / "best.json").read_text())["step"] == 1  # a tie: the first stays
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [1, 2]
+    assert "Evaluations while it trained" in (tmp_path / "report.html").read_text()

@@ -36,6 +36,7 @@ class Checkpoints:
 
     def __init__(self, run: str | Path, *, keep: int | None = 2):
         self._folder, self._keep = Path(run).absolute() / "checkpoints", keep
+        self.protected: int | None = None  # a step that stays, however old it is: the best one
         self._context = _context()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -129,6 +130,8 @@ class Checkpoints:
         (partial / _SIZES).write_text(json.dumps(sizes))
         partial.rename(self._folder / str(step))
         for old in self._steps()[: -self._keep] if self._keep else []:
+            if old == self.protected:
+                continue
             removed = (self._folder / str(old)).rename(self._folder / f"{old}{_PARTIAL}")
             shutil.rmtree(removed, ignore_errors=True)  # what is left is tried again at the next save
 

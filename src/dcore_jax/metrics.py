@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from dcore_jax.atomic import write_text_atomic
+from dcore_jax.atomic import atomic_path, write_text_atomic
 from dcore_jax.errors import UserError
 from dcore_jax.models import ModelConfig
 
@@ -103,6 +103,27 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; a last line that a killed process left half-written is dropped."""
     lines = Path(path).read_text().split("\n")
     return list(_whole(lines))
+
+
+class StepLog:
+    """Appends JSON rows with a `step`; after a resume at `last_step` the rows of later steps are dropped first."""
+
+    def __init__(self, path: Path, last_step: int):
+        if path.exists():
+            with atomic_path(path) as kept, kept.open("w") as out:
+                for row in read_metrics(path):
+                    if row["step"] <= last_step:
+                        out.write(json.dumps(row) + "\n")
+        self._file = path.open("a")
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Writes all rows and flushes, so that a reader of the file sees whole steps."""
+        for row in rows:
+            self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _whole(lines: Iterable[str]) -> Iterable[dict[str, Any]]:

@@ -105,6 +105,8 @@ class EvaluationConfig:
     """Prompts, named as in data; empty: held-out tasks of the tool world."""
     every: int = 0
     """Also after every so many steps; 0: only before and after."""
+    benchmarks: tuple[str, ...] = ()
+    """What is played then, but for the start: `toolworld:100,kinds=parallel`; the first decides the best step."""
 
 
 def _optimizer() -> OptimizerConfig:
@@ -331,8 +333,8 @@ def _behind(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
 _FILE_ONLY = (
     "algorithm.scale", "algorithm.zeta", "algorithm.region_ceilings", "algorithm.weight_min", "algorithm.weight_max",
     "algorithm.reward_kl_estimator", "algorithm.region_rates.outside", "algorithm.region_rates.name",
-    "checkpoint.keep", "packing.mode", "optimizer.beta1", "optimizer.beta2", "optimizer.epsilon", "optimizer.moments",
-    "optimizer.offload", "reward.beta_accuracy", "reward.beta_format", "rollout.top_k", "rollout.top_p",
+    "checkpoint.keep", "evaluation.benchmarks", "packing.mode", "optimizer.beta1", "optimizer.beta2", "optimizer.epsilon",
+    "optimizer.moments", "optimizer.offload", "reward.beta_accuracy", "reward.beta_format", "rollout.top_k", "rollout.top_p",
 )  # fmt: skip
 # What an algorithm is, rather than a number of it.
 _STRUCTURE = (

@@ -11,14 +11,13 @@ import numpy as np
 from dcore_jax.atomic import write_text_atomic
 from dcore_jax.config import config_to_dict
 from dcore_jax.errors import UserError
-from dcore_jax.metrics import MetricLog
+from dcore_jax.metrics import MetricLog, StepLog
 from dcore_jax.progress import Progress, log
 from dcore_jax.rewards import RewardMix
 from dcore_jax.rl.batch import Scored, row_arrays
 from dcore_jax.rl.config import RLConfig
 from dcore_jax.rl.learner import Learner
 from dcore_jax.rl.metrics import (
-    StepLog,
     TokenEntropy,
     answer_rows,
     evaluation_row,

@@ -2,19 +2,16 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from dcore_jax.advantages import region_entropy
-from dcore_jax.atomic import atomic_path
 from dcore_jax.calls import render_calls
 from dcore_jax.data.record import Message
 from dcore_jax.errors import UserError
 from dcore_jax.losses import PolicySums, add_policy_sums, engine_gap, policy_metrics
-from dcore_jax.metrics import read_metrics
 from dcore_jax.regions import Region
 from dcore_jax.rewards import count_reflections
 from dcore_jax.rl.batch import Scored
@@ -184,27 +181,6 @@ def _written(question: Question) -> str:
         return json.dumps(
             [{"name": call.name, "arguments": dict(call.arguments)} for call in question.reference]
         )
-
-
-class StepLog:
-    """Appends JSON rows with a `step`; after a resume at `last_step` the rows of later steps are dropped first."""
-
-    def __init__(self, path: Path, last_step: int):
-        if path.exists():
-            with atomic_path(path) as kept, kept.open("w") as out:
-                for row in read_metrics(path):
-                    if row["step"] <= last_step:
-                        out.write(json.dumps(row) + "\n")
-        self._file = path.open("a")
-
-    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Writes all rows and flushes, so that a reader of the file sees whole steps."""
-        for row in rows:
-            self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class TokenEntropy:

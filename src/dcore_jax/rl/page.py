@@ -10,6 +10,7 @@ import numpy as np
 
 from dcore_jax.config import read_yaml
 from dcore_jax.metrics import read_metrics
+from dcore_jax.player.evaluation_page import add_evaluations
 from dcore_jax.report import (
     SMOOTHED,
     Chart,
@@ -69,6 +70,7 @@ def write_page(output: Path, hardware: str = "") -> Path:
         _held_out(page.section("Greedy answers to the fixed prompts"), greedy)
     curves = page.section("Curves").figures(_reward_chart(rows, greedy), _parts_chart(rows))
     curves.curves(rows, _CURVES).text(SMOOTHED, note=True)
+    add_evaluations(page, output)
     _entropies(page.section("Entropy and spread of rewards"), rows, output / "token_entropy.json")
     _trajectories(page.section("Trajectories"), output)
     _cost(page.section("Time"), rows)

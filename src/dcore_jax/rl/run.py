@@ -6,7 +6,7 @@
          rewards.json        weights, hashes of reward files
          report.html         the run for reading            evaluation_answers.jsonl  those answers, one object each
          *.png               the pictures                   token_entropy.json the most and least certain tokens
-         start.json          rewards before the first update
+         start.json          rewards before the first update  evaluations.jsonl, best.json   benchmarks that were played
 """
 
 from collections.abc import Sequence
@@ -35,6 +35,7 @@ from dcore_jax.plots_rl import plot_run
 from dcore_jax.progress import Progress, log, progress_bar
 from dcore_jax.regions import TokenBytes
 from dcore_jax.rewards import RewardMix
+from dcore_jax.rl.benchmarks import Benchmarks
 from dcore_jax.rl.config import RLConfig
 from dcore_jax.rl.journal import Clock, Journal
 from dcore_jax.rl.learner import Cursor, Learner
@@ -91,6 +92,7 @@ class _Run:
     checkpoints: Checkpoints
     state: TrainState
     cursor: Cursor
+    benchmarks: Benchmarks | None = None  # what is played while it trains
     rollouts_ahead: Future[StepRollouts] | None = None  # of the next step, with staleness 1
 
     @property
@@ -147,6 +149,9 @@ def train(config: RLConfig) -> RLResult:
                 )
                 record_run(config, output, record)
                 record_rewards(reward, output)
+                if config.evaluation.benchmarks:
+                    run.benchmarks = Benchmarks(config, run.learner.setup, template, run.step)
+                    run.checkpoints.protected = run.benchmarks.best_step
                 return _loop(run, engine, journal)
 
 
@@ -275,8 +280,8 @@ def _loop(run: _Run, engine: Engine, journal: Journal) -> RLResult:
                 step += 1
                 _step(run, step, engine, journal, thread, bar)
                 stopped = stop_requested(step)
-                _evaluate_if_due(run, step, engine, journal)
-                if step % config.checkpoint.every == 0 or step == total or stopped:
+                best = _evaluate_if_due(run, step, engine, journal)
+                if step % config.checkpoint.every == 0 or step == total or stopped or best:
                     place = {**run.cursor.to_json(), **run.data}
                     run.checkpoints.save(step, state_to_trees(run.state), place)
                     saved = step
@@ -318,11 +323,17 @@ def _step(
         engine.update_weights(run.learner.policy(run.state), step)
 
 
-def _evaluate_if_due(run: _Run, step: int, engine: Engine, journal: Journal) -> None:
+def _evaluate_if_due(run: _Run, step: int, engine: Engine, journal: Journal) -> bool:
+    """Greedy answers and benchmarks where they are due; whether the step is the best so far by the first benchmark."""
     every, last = run.config.evaluation.every, step == run.learner.total
-    if not run.held_out or not (last or (every and step % every == 0)):
-        return
+    if not (run.held_out or run.benchmarks) or not (last or (every and step % every == 0)):
+        return False
     if run.rollouts_ahead is not None and not last:
         run.rollouts_ahead.result()  # one thread drives an engine
     engine.update_weights(run.learner.policy(run.state), step)
-    journal.log_evaluation(step, run.sampler.greedy(engine, run.held_out))
+    if run.held_out:
+        journal.log_evaluation(step, run.sampler.greedy(engine, run.held_out))
+    best = run.benchmarks is not None and run.benchmarks.play(step, engine)
+    if best:
+        run.checkpoints.protected = step
+    return best

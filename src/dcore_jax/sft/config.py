@@ -100,6 +100,12 @@ class SFTConfig:
     """Variables for the model's chat template, `key=value` each: `enable_thinking=false`."""
     benchmarks: tuple[str, ...] = ()
     """Evaluation files (BFCL, API-Bank); records that match an item of theirs are counted and left out."""
+    eval_data: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
+    """Held-out data, named as in data: their loss is computed while the run trains."""
+    eval: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
+    """What is evaluated while it trains: `toolworld`, `toolworld:100,kinds=parallel`; the first decides the best step."""
+    eval_every: int = field(default=100, metadata=MAY_CHANGE)
+    """Steps between two evaluations; there is one after the last step too. The best step's checkpoint is kept."""
     strict: bool = False
     """Stop at the first record that cannot be used, naming file and line, instead of counting it."""
     seed: int = 0
@@ -123,7 +129,12 @@ class SFTConfig:
             )
         if self.steps is not None and self.steps < 1:
             raise UserError(f"steps={self.steps} must be at least 1")
-        for name, value in {"epochs": self.epochs, "packing.length": self.packing.length}.items():
+        least_one = {
+            "epochs": self.epochs,
+            "packing.length": self.packing.length,
+            "eval_every": self.eval_every,
+        }
+        for name, value in least_one.items():
             if value < 1:
                 raise UserError(f"{name}={value} must be at least 1")
         if self.seed < 0:
@@ -140,4 +151,7 @@ class SFTConfig:
 
     def unused_options(self) -> dict[str, str]:
         """Dotted fields that change nothing under this config, each with the reason."""
-        return self.loss.unused() | self.lora.unused_options()
+        unused = self.loss.unused() | self.lora.unused_options()
+        if not self.eval_data and not self.eval:
+            unused = {**unused, "eval_every": "it is for --eval-data and --eval"}
+        return unused

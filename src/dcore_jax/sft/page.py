@@ -6,6 +6,7 @@ from typing import Any
 
 from dcore_jax.config import read_yaml
 from dcore_jax.metrics import read_metrics
+from dcore_jax.player.evaluation_page import add_evaluations
 from dcore_jax.report import SMOOTHED, Curve, Page, flat_settings, run_facts
 from dcore_jax.training.run_folder import run_record
 
@@ -44,6 +45,7 @@ def write_page(output: Path, hardware: str = "") -> Path:
     page = Page("dcore_jax · supervised fine-tuning", f"SFT of {record.model}", facts, lead)
     curves = (*_CURVES, _MFU) if _MFU.key in rows[-1] else _CURVES
     page.section("Curves").curves(rows, curves).text(SMOOTHED, note=True)
+    add_evaluations(page, output)
     shown = page.section("Data")
     numbers = [(key.replace("_", " "), value) for key, value in data.items() if isinstance(value, int)]
     if numbers:

@@ -3,7 +3,7 @@
 <output>/config.yaml       the effective config           metrics.jsonl   one object a step
          checkpoints/      parameters, optimizer, data    data.json       what was read, what was left out
          report.html       the run for reading            embedded/       the nano model and data, where asked for
-         loss.png          the curve
+         loss.png          the curve                      evaluations.jsonl, best.json, evaluation_samples.jsonl
 """
 
 from collections.abc import Iterator
@@ -29,6 +29,7 @@ from dcore_jax.models import read_model_config
 from dcore_jax.plots import plot_loss
 from dcore_jax.progress import log, progress_bar
 from dcore_jax.sft.config import SFTConfig
+from dcore_jax.sft.evaluation import Evaluation
 from dcore_jax.sft.inputs import (
     BatchStream,
     check_named,
@@ -205,6 +206,10 @@ def _loop(run: _Run, began: datetime) -> SFTResult:
     )
     record_run(config, output, record)  # only now is there a run to go on with
     watch = Watch(config, run.setup, metrics_log, output)
+    evaluation = None
+    if config.eval_data or config.eval:
+        evaluation = Evaluation(config, run.setup, output, began, start)
+        run.checkpoints.protected = evaluation.best_step
     bar = progress_bar(total, initial=start, unit="step", disable=not main)
     pending, stopped = None, False
     try:
@@ -219,7 +224,8 @@ def _loop(run: _Run, began: datetime) -> SFTResult:
                     watch.record(*pending, bar)
                 pending = (step, metrics, packed)
                 stopped = stop_requested(step)
-                if step % config.checkpoint.every == 0 or step == total or stopped:
+                best = _evaluate_if_due(run, evaluation, step) if not stopped else False
+                if step % config.checkpoint.every == 0 or step == total or stopped or best:
                     watch.record(*pending, bar)  # never save what was not seen to be finite
                     pending = None
                     _save(run, step)
@@ -229,6 +235,8 @@ def _loop(run: _Run, began: datetime) -> SFTResult:
         run.checkpoints.wait()
     finally:
         bar.close()
+        if evaluation is not None:
+            evaluation.close()
         if metrics_log is not None:
             metrics_log.close()
     if main and step > start:
@@ -238,6 +246,16 @@ def _loop(run: _Run, began: datetime) -> SFTResult:
     if preempted:
         log(f"{stop_requested.name}: saved step {saved} of {total}; start the same line again to go on")
     return SFTResult(output, run.setup.folder, step, total, watch.first, watch.last, preempted)
+
+
+def _evaluate_if_due(run: _Run, evaluation: Evaluation | None, step: int) -> bool:
+    """Whether the step was evaluated and is the best so far: then its checkpoint is written and stays."""
+    if evaluation is None or not evaluation.due(step, run.total):
+        return False
+    best = evaluation.run(step, run.state.params)
+    if best:
+        run.checkpoints.protected = step
+    return best
 
 
 def _next_batch(
