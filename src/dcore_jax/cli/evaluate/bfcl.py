@@ -196,7 +196,6 @@ def _open_model(options: BFCLOptions) -> "PlayableModel":
     from dcore_jax.player import open_model
     from dcore_jax.player.model import open_served_model
 
-    chat = () if options.thinking else ("enable_thinking=false",)
     if options.engine == "server":
         if len(options.servers) != 1:
             raise UserError("--engine server needs one address: --servers http://host:port")
@@ -204,14 +203,12 @@ def _open_model(options: BFCLOptions) -> "PlayableModel":
             options.model,
             options.servers[0],
             max_length=options.max_length,
-            chat_template_kwargs=chat,
             slots=options.slots,
         )
     return open_model(
         options.model,
         EngineConfig(options.engine, servers=options.servers, slots=options.slots),
         max_length=options.max_length,
-        chat_template_kwargs=chat,
         dtype=options.dtype,
         output=options.output,
     )

@@ -3,10 +3,12 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from dcore_jax.atomic import write_text_atomic
+from dcore_jax.data.chat_template import chat_template
 from dcore_jax.engines import SamplingParams
 from dcore_jax.errors import UserError
 from dcore_jax.evaluation.bfcl.client import Answers
@@ -130,7 +132,10 @@ def history_of(model: PlayableModel, how: Generation, rendering: str) -> History
         shown = [{"type": "function", "function": call} for call in calls]
         return {**message, **({"tool_calls": shown} if shown else {})}
 
-    return new_rerender(model.template, message_of=message_of)
+    template = model.template
+    if not how.thinking:
+        template = chat_template(template.tokenizer, ["enable_thinking=false"], datetime.now())
+    return new_rerender(template, message_of=message_of)
 
 
 def _rendering(asked: Rendering, model: PlayableModel) -> str:

@@ -9,6 +9,8 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from dcore_jax.calls import ParsedResponse
@@ -25,6 +27,7 @@ _TOOLS_AFTER = (
     'XML tags:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call><|im_end|>\n'
 )
 _NO_THOUGHT = "<think>\n\n</think>\n\n"
+_START = "<|im_start|>"
 _TAGGED = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)
 
 
@@ -97,7 +100,11 @@ class HandlerHistory:
     def first(self, messages: Sequence[Message], tools: Tools) -> tuple[int, ...]:
         """Ids of a whole prompt."""
         text = render_qwen3(messages, tools or (), self.version, thinking=self.thinking)
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if _START not in self.tokenizer.get_added_vocab():
+            return _ids(self.tokenizer, text)
+        # A control token splits a text before anything is tokenised: messages that were there before need no second look.
+        parts = text.split(_START)[1:]
+        return tuple(chain.from_iterable(_ids(self.tokenizer, _START + part) for part in parts))
 
     def next(
         self,
@@ -121,6 +128,11 @@ class HandlerHistory:
     def read(self, text: str, tools: Tools) -> ParsedResponse:
         """Sessions of the benchmark read calls by its decoders."""
         return ParsedResponse(None, (), text.strip())
+
+
+@lru_cache(maxsize=4096)
+def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _head(messages: Sequence[Message], functions: Sequence[Any]) -> str:
