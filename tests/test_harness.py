@@ -160,7 +160,7 @@ def test_agent_and_user_may_be_openai_compatible_servers(tau_bench, tmp_path, mo
         "--agent.key-variable",
         "AGENT_KEY",
         "--decompose",
-        "--no-think",
+        "--no-thinking",
     )
     user = ("--user", url, "--user-model", "user", "--user-key-variable", "USER_KEY", "--tasks", "1")
     summary, _ = run("tau-bench", tau_bench, tmp_path, *agent, *user)
