@@ -160,7 +160,7 @@ def test_agent_and_user_may_be_openai_compatible_servers(tau_bench, tmp_path, mo
         "--agent.key-variable",
         "AGENT_KEY",
         "--decompose",
-        "--no-think",
+        "--no-thinking",
     )
     user = ("--user", url, "--user-model", "user", "--user-key-variable", "USER_KEY", "--tasks", "1")
     summary, _ = run("tau-bench", tau_bench, tmp_path, *agent, *user)
@@ -215,6 +215,29 @@ def test_what_is_missing_is_one_line(tmp_path, capsys):
         with pytest.raises(SystemExit):
             cli.main(["eval", *words])
         assert message in capsys.readouterr().err
+
+
+def test_a_model_needs_a_user(tau_bench, tmp_path, capsys):
+    for options, message in (
+        (("--model", "m"), "no user: give --user"),
+        (("--model", "m", "--user", "http://127.0.0.1:1"), "needs --user-model"),
+        (("--model", "m", "--user", str(tmp_path / "none.json")), "no address and no JSON file"),
+        (("--user", "silent"), "no model: give --model"),
+        (("--url", "http://127.0.0.1:1"), "--url needs --model"),
+    ):
+        with pytest.raises(SystemExit):
+            run("tau-bench", tau_bench, tmp_path / "out", *options)
+        assert message in capsys.readouterr().err
+
+
+def test_a_user_may_be_a_script(tau_bench, tmp_path):
+    (tmp_path / "user.json").write_text(json.dumps({"airline/0": ["pay, please", "and?", "thank you"]}))
+    options = ("--user", str(tmp_path / "user.json"), "--agent", "reference", "--tasks", "2")
+    summary, _ = run("tau-bench", tau_bench, tmp_path / "out", *options)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "trajectories.jsonl").read_text().splitlines()]
+    said = {row["task"]: len(row["trajectory"]["actions"]) for row in rows[1:]}
+    # The agent repeats its last words until the user leaves; without turns the other user leaves at once.
+    assert said == {"airline/0": 5, "airline/1": 1} and summary["all"]["correct"] == 2
 
 
 def test_a_process_that_fails_says_why(tmp_path):

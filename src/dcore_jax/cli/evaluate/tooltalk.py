@@ -40,7 +40,9 @@ class ToolTalkConfig:
     name: str = ""
     """What the model is called in the summary."""
     folder: str = ""
-    """Where nvidia-tooltalk is installed; empty: where scripts/install_benchmark.py puts it."""
+    """Where nvidia-tooltalk is installed; empty: the user's cache, or $DCORE_BENCHMARKS_HOME."""
+    install: bool = False
+    """Install nvidia-tooltalk from PyPI first, where it is not there yet."""
     output: str = "eval/tooltalk"
     """Folder for summary.json, items.jsonl, report.html and trajectories.jsonl; the same command goes on in it."""
     agent: AgentConfig = field(default_factory=AgentConfig)
@@ -62,10 +64,12 @@ def run(arguments: Sequence[str]) -> None:
     )
     from dcore_jax.cli.evaluate.closing import close
     from dcore_jax.evaluation.harness import evaluate
-    from dcore_jax.evaluation.harness.install import installed_folder
+    from dcore_jax.evaluation.harness.install import install, installed_folder
     from dcore_jax.evaluation.harness.process import HarnessProcess
 
     began = time.monotonic()
+    if config.install:
+        install("tooltalk", config.folder or None)
     folder = installed_folder("tooltalk", config.folder or None)
     prompting = config.agent.prompting
     harness = evaluate.HarnessRun(

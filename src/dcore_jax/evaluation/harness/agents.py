@@ -41,7 +41,7 @@ AGENT_ALIASES = {
     "agent.model": "model",
     "agent.url": "url",
     "agent.engine.name": "engine",
-    "agent.prompting.no-think": "no-think",
+    "agent.prompting.no-think": "no-thinking",
     "agent.prompting.decompose": "decompose",
 }
 

@@ -72,7 +72,7 @@ def installed_folder(benchmark: str, folder: str | Path | None = None) -> Path:
         package = PACKAGES[benchmark]
         raise UserError(
             f"{target} does not hold {package.name} {package.version}; "
-            f"run `python scripts/install_benchmark.py {benchmark}` once, or name its --folder"
+            f"give --install once (or run scripts/install_benchmark.py {benchmark}), or its --folder"
         )
     return target
 

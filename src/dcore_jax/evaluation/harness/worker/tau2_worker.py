@@ -131,7 +131,8 @@ class Conversation:
         if kind == "silent":
             return ScriptedUser(["Hello."])
         if kind == "script":
-            return ScriptedUser(user["turns"].get(task.id, user["turns"].get("*", [])))
+            turns, named = user["turns"], f"{self.environment.get_domain_name()}/{task.id}"
+            return ScriptedUser(turns.get(named, turns.get("*", [])))
         try:
             tools = self.environment.get_user_tools()
         except ValueError:
