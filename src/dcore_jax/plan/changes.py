@@ -92,7 +92,8 @@ def _with(setting: Setting, **changed: Any) -> Setting:
 def _remat(now: Setting) -> _Step:
     less = {"none": ("attention", "full"), "dots": ("attention", "full"), "attention": ("full",)}
     for remat in less.get(now.config.compute.remat, ()):
-        new = _with(now, compute=replace(now.config.compute, remat=remat))
+        compute: Any = {"remat": remat}
+        new = _with(now, compute=replace(now.config.compute, **compute))
         yield new, {"remat": f"remat {remat}"}, {"compute.remat": remat}
 
 

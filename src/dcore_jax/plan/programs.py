@@ -68,6 +68,11 @@ class Setting:
         """What programs are traced for: the device, or a CPU where its compiler is not installed."""
         return self.device.target if by_target_compiler(self.device) else Target("cpu")
 
+    @property
+    def widened(self) -> bool:
+        """Whether the compiler used here computes bfloat16 in float32, which the device's own does not."""
+        return not by_target_compiler(self.device) and self.config.compute.dtype == "bfloat16"
+
     def shape(self) -> Shape:
         """For counting work: that of the device itself, whatever compiles here."""
         compute = self.config.compute.compute()
@@ -102,7 +107,7 @@ class ProgramPlan:
     @property
     def wire(self) -> float:
         """Bytes that a device sends in a run."""
-        return sum(collective.wire_bytes for collective in self.collectives)
+        return float(sum(collective.wire_bytes for collective in self.collectives))
 
 
 def check_divides(setting: Setting) -> None:
@@ -174,7 +179,7 @@ def engine_programs(setting: Setting) -> Iterator[ProgramPlan]:
         parts = {**held, **parts}
         if compiled.name == "prefill":  # its output is a cache of the prompts, in every layer
             parts["prefilled"] = compiled.output * setting.model.num_layers // few.num_layers
-        parts["workspace"] = compiled.temporaries
+        parts["workspace"] = compiled.temporaries // (2 if setting.widened else 1)
         yield ProgramPlan(
             compiled.name, in_order(parts), compiled.compiler, compiled.seconds, compiled.collectives
         )
@@ -210,7 +215,11 @@ def _compiled(setting: Setting, program: AotProgram, tokens: int, accumulation: 
         head_tokens=tokens,
         accumulation=accumulation,
         target=setting.target,
+        widened=setting.widened,
     )
+    if setting.device.platform == "cpu":
+        # Products on a CPU pack a copy of an operand, which XLA does not count; the largest operand is a block of logits.
+        parts["product_buffers"] = parts["logits"]
     return ProgramPlan(program.name, parts, compiled.compiler, compiled.seconds, compiled.collectives)
 
 

@@ -165,6 +165,13 @@ class NativeEngine:
             self._weights = rollout_weights(self._network, state, self._mesh)
         self._version = version
 
+    def release(self) -> None:
+        """Gives back the memory of weights and cache; only `update_weights` may follow."""
+        if self.in_flight:
+            raise RuntimeError(f"{self.in_flight} requests are in flight; poll until none is, then release")
+        self._weights, self._cache = None, self._empty_cache
+        self._prefilled.clear()
+
     def close(self) -> None:
         """See Engine.close."""
         self._weights, self._cache = None, self._empty_cache
@@ -176,6 +183,8 @@ class NativeEngine:
         return nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
     def _enqueue(self, requests: Sequence[Request]) -> list[int]:
+        if self._weights is None:
+            raise RuntimeError("the engine's weights are released; update_weights gives it new ones")
         for request in requests:
             check_request(request, self._network.config.vocab_size)
         numbers = []
