@@ -17,7 +17,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.cache/python
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test test-slow test-wheel test-network test-browser docs vllm test-vllm lint format clean
+.PHONY: help demo test test-slow test-wheel test-network test-browser docs vllm test-vllm aot aot-cuda lint format clean
 help:
 	@echo "make demo       set up, then run the whole method at nano size (CPU is enough)"
 	@echo "make test       set up, then run the fast tests, the linter and the type checker"
@@ -26,8 +26,10 @@ help:
 	@echo "make test-browser  the pages that runs write, in a real browser (skipped where there is none: apt-get install chromium)"
 	@echo "make docs       the documentation as a site in site/; a broken link or reference fails"
 	@echo "make vllm       vLLM beside JAX in an environment of its own, .venv-vllm;  make test-vllm: its tests (5 minutes)"
+	@echo "make aot        the training and rollout programs compiled for TPUs without one (libtpu in .venv-tpu; minutes)"
+	@echo "make aot-cuda   the same for NVIDIA GPUs without one (CUDA's wheels in .venv-cuda, 5.9 GB)"
 	@echo "make lint       ruff and mypy only;  make format: ruff format"
-	@echo "make clean      remove both environments, the compilation cache and site/; runs/ and demo/ stay"
+	@echo "make clean      remove the environments, the compilation cache and site/; runs/ and demo/ stay"
 
 $(BIN)/python:
 	@command -v uv >/dev/null && uv venv --quiet --python "$(PYTHON)" $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -95,5 +97,20 @@ vllm: $(VLLM)/.done
 test-vllm: vllm
 	@$(VLLM)/bin/python -m pytest -m vllm tests/test_vllm.py
 
+# The targets' own compilers, one to an environment. No XLA_FLAGS: the fast tests' flags are for CPUs.
+AOT_EXTRA = $(patsubst .venv-%/.done,%,$@)
+.venv-tpu/.done .venv-cuda/.done: pyproject.toml | $(BIN)/python
+	@command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv
+	@test -x $(@D)/bin/python || PATH="$$PATH:$(BIN)" uv venv --quiet --python "$(BIN)/python" $(@D)
+	@echo "installing jax[$(AOT_EXTRA)] into $(@D) (once) ..."
+	@PATH="$$PATH:$(BIN)" VIRTUAL_ENV= uv pip install --quiet --python $(@D)/bin/python -e ".[$(AOT_EXTRA)]" pytest pytest-timeout beartype
+	@touch $@
+
+aot: .venv-tpu/.done
+	@JAX_PLATFORMS=cpu XLA_FLAGS= .venv-tpu/bin/python -m pytest -m aot -rs --durations=0 --durations-min=5 tests/test_aot_tpu.py
+
+aot-cuda: .venv-cuda/.done
+	@JAX_PLATFORMS=cpu XLA_FLAGS= .venv-cuda/bin/python -m pytest -m aot -rs --durations=0 --durations-min=5 tests/test_aot_cuda.py
+
 clean:
-	rm -rf $(VENV) $(VLLM) .cache site
+	rm -rf $(VENV) $(VLLM) .venv-tpu .venv-cuda .cache site

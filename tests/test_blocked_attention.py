@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dcore_jax.models.blocked_attention import blocked_attention
+from dcore_jax.models.decoder import REMAT_POLICIES
 
 # Two rows with borders in different places, the second with padding behind; no length is a multiple of the block.
 IDS = jnp.asarray(
@@ -82,3 +83,24 @@ def test_no_gradient_crosses_a_border_and_bf16_stays_close_to_float32():
     assert half.dtype == jnp.bfloat16
     error = np.abs(half.astype(jnp.float32) - exact).max()
     assert 0 < error < 0.05
+
+
+@pytest.mark.parametrize(("policy", "loops"), [("full", 3), ("attention", 2)])
+def test_the_attention_policy_does_not_repeat_the_forward_loop(policy, loops):
+    """Forward and backward are a loop over blocks each; without the policy the forward one runs again for the backward one."""
+    q, k = jnp.ones((1, 32, 4, 8)), jnp.ones((1, 32, 2, 8))
+    ids = jnp.zeros((1, 32), jnp.int32)
+
+    def loss(q, k, v):
+        layer = jax.checkpoint(
+            lambda q, k, v: 2 * blocked_attention(q, k, v, ids, block=8), policy=REMAT_POLICIES[policy]
+        )
+        return layer(q, k, v).sum()
+
+    def scans(jaxpr):
+        inner = (x for eqn in jaxpr.eqns for x in jax.tree.leaves(list(eqn.params.values())))
+        inner = [getattr(x, "jaxpr", x) for x in inner if hasattr(x, "jaxpr") or hasattr(x, "eqns")]
+        own = sum(eqn.primitive.name == "scan" for eqn in jaxpr.eqns)
+        return own + sum(scans(x) for x in inner)
+
+    assert scans(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(q, k, k).jaxpr) == loops

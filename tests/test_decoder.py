@@ -158,6 +158,8 @@ def test_long_rows_attend_in_blocks_with_the_same_result(checkpoints, monkeypatc
         ("splash", "gpu", "bfloat16", 128, 4096, "needs a TPU"),
         ("splash", "tpu", "bfloat16", 128, 100, "multiple of 128"),
         ("flash", "gpu", "bfloat16", 128, 4096, "is unknown; choose one of"),
+        ("auto", "gpu", "bfloat16", 128, 127, "xla"),
+        ("cudnn", "gpu", "bfloat16", 128, 127, "rows of an even number of tokens"),
     ],
 )
 def test_every_backend_honours_segments_or_is_refused(wanted, platform, dtype, head_dim, length, chosen):

@@ -268,6 +268,27 @@ def test_new_weights_sample_with_their_version_and_without_old_keys(model, check
         engine.update_weights(load_hf(checkpoints["qwen3_tied"]), 6)
 
 
+def test_a_released_engine_holds_no_arrays_and_wakes_with_the_next_weights(model):
+    engine = NativeEngine(model, slots=2)
+    request = Request(PROMPTS[4], GREEDY)
+    (before,) = engine.generate([request])
+    held = {id(x) for x in jax.live_arrays()}
+    engine.release()
+    freed = held - {id(x) for x in jax.live_arrays()}
+    assert len(freed) >= len(jax.tree.leaves(nnx.state(model)))
+    with pytest.raises(RuntimeError, match="released and without new weights"):
+        engine.generate([request])
+    engine.close()
+    engine = NativeEngine(model, slots=2)
+    engine.release()
+    engine.update_weights(model, 1)
+    (after,) = engine.generate([request])
+    assert (after.ids, after.weight_version) == (before.ids, 1)
+    engine.submit([request])
+    with pytest.raises(RuntimeError, match="1 requests are in flight"):
+        engine.release()
+
+
 def test_diverged_weights_raise(model):
     engine = NativeEngine(model, slots=2)
     broken = jax.tree.map(lambda x: x * np.nan, nnx.state(model))

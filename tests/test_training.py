@@ -287,6 +287,38 @@ def test_masters_lie_where_their_parameters_lie_and_resume_bit_for_bit(bf16_fold
     ))  # fmt: skip
 
 
+def test_an_offloaded_state_lies_in_host_memory_and_trains_to_the_same_bits(bf16_folder, tmp_path):
+    on_host, here = (setup_of(bf16_folder, "float32", offload=offload) for offload in (True, False))
+
+    def trained(setup, state):
+        step = setup.compile_step(lambda state, _: (train_steps(setup, state, 1), ()), "a step")
+        return step(state, jnp.zeros(()))[0]
+
+    ours, theirs = (trained(s, s.initial_state(s.load_params())) for s in (on_host, here))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    kinds = {x.sharding.memory_kind for x in jax.tree.leaves(ours.optimizer) if x.ndim}
+    assert kinds == {"pinned_host"}
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(ours.params)} == {"device"}
+    with closing(Checkpoints(tmp_path)) as saved:
+        saved.save(1, state_to_trees(ours), {})
+    restored, _ = Checkpoints(tmp_path).restore(1, state_to_trees(on_host.abstract_state))
+    jax.tree.map(np.testing.assert_array_equal, state_from_trees(restored), ours)
+
+
+def test_a_bfloat16_first_moment_takes_two_bytes_and_moves_the_parameters_nearly_as_before(bf16_folder):
+    half, exact = (setup_of(bf16_folder, "float32", moments=name) for name in ("bfloat16", "float32"))
+    start = exact.load_params()
+    ours, theirs = (train_steps(s, s.initial_state(s.load_params()), 10) for s in (half, exact))
+    sizes = [sum(x.nbytes for x in jax.tree.leaves(s.optimizer)) for s in (ours, theirs)]
+    parameters = sum(x.size for x in jax.tree.leaves(start))
+    assert sizes[1] - sizes[0] == 2 * parameters
+    moves = [
+        jnp.concatenate([(a - b).ravel() for a, b in zip(*map(jax.tree.leaves, (s.params, start)))])
+        for s in (ours, theirs)
+    ]
+    assert jnp.linalg.norm(moves[0] - moves[1]) < 0.01 * jnp.linalg.norm(moves[1])
+
+
 def test_float16_compute_is_refused_in_one_line():
     with pytest.raises(UserError, match=r"compute.dtype=float16 .* no loss scaling; use bfloat16$"):
         ComputeConfig(dtype="float16")

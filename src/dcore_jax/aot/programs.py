@@ -138,7 +138,7 @@ def prefill_program(config: RLConfig, model: ModelConfig | None = None) -> AotPr
         tokens = _shape(
             (_shards(mesh), bucket(config.rollout.max_prompt)), jnp.int32, sharding(mesh, (None, None))
         )
-        return Built(prefill, (network, weights, tokens))
+        return Built(prefill, (network, weights, tokens), _while_sampling(config, setup))
 
     return AotProgram("prefill", build)
 
@@ -166,7 +166,7 @@ def decode_program(config: RLConfig, model: ModelConfig | None = None) -> AotPro
             per_slot(jnp.int32, _STOP_IDS),
             _shape((), jnp.int32, setup.replicated),
         )
-        return Built(decode, arguments)
+        return Built(decode, arguments, _while_sampling(config, setup))
 
     return AotProgram("decode", build)
 
@@ -207,10 +207,17 @@ def _beside(config: RLConfig, setup: TrainSetup) -> dict[str, PyTree]:
     held: dict[str, PyTree] = {}
     if config.running_algorithm().needs_reference and not config.reference_on_host:
         held["reference"] = setup.abstract_state.params
-    if config.engine.name == "native":
+    # With staleness it samples at the same time; else it has given its memory back.
+    if config.engine.name == "native" and config.rollout.staleness:
         held["engine weights"] = rollout_weights_abstract(_network(setup), setup.mesh)
         held["engine cache"] = engine_cache(config, setup.model_config, setup.mesh)
     return held
+
+
+def _while_sampling(config: RLConfig, setup: TrainSetup) -> dict[str, PyTree]:
+    """What an RL run holds on the devices while its engine samples."""
+    held = _beside(replace(config, rollout=replace(config.rollout, staleness=0)), setup)
+    return {"parameters": setup.abstract_state.params, "optimizer": setup.abstract_state.optimizer, **held}
 
 
 def _rows(config: RLConfig, setup: TrainSetup) -> Rows:

@@ -4,6 +4,7 @@ libtpu compiles for every TPU, JAX's CUDA plugin for every NVIDIA GPU, both with
 compiler takes its place: the same shapes and collectives, but its own kernels and its own use of memory.
 """
 
+import contextlib
 import math
 import os
 from functools import lru_cache
@@ -66,14 +67,17 @@ def is_target_compiler(compiler: str) -> bool:
 def prepare(devices: int = 256) -> None:
     """Call once before anything touches JAX: nothing is run, so no accelerator of this machine is opened.
 
+    Where JAX has started already, its devices stay as they are.
+
     Args:
       devices: most devices of a mesh, for XLA's CPU compiler, which needs virtual ones.
     """
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # ask no metadata server
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # else a second process dies on libtpu's lock
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", devices)
+    with contextlib.suppress(RuntimeError):  # JAX has started
+        jax.config.update("jax_num_cpu_devices", devices)
+        jax.config.update("jax_platforms", "cpu")
 
 
 def mesh_for(device: Device, mesh: str) -> Mesh:

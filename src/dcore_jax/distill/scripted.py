@@ -65,6 +65,9 @@ class ScriptedEngine:
         take = self._waiting.pop if self._newest_first else self._waiting.popleft
         return [self._answer(take()) for _ in range(count)]
 
+    def release(self) -> None:
+        """Holds no memory of a device."""
+
     def update_weights(self, weights: Any, version: int) -> None:
         raise NotImplementedError("a scripted engine has no weights")
 

@@ -131,6 +131,13 @@ class Engine(Protocol):
           RuntimeError: requests are in flight; their samples would come from two versions.
         """
 
+    def release(self) -> None:
+        """Gives device memory back, as far as the engine can, until the next `update_weights`, before which it cannot sample.
+
+        Raises:
+          RuntimeError: requests are in flight.
+        """
+
     def close(self) -> None:
         """Frees memory and ends processes; requests in flight are dropped."""
 

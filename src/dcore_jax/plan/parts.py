@@ -56,6 +56,8 @@ def state_parts(state: TrainState) -> dict[str, int]:
 
 
 def _optimizer_parts(optimizer: PyTree) -> dict[str, int]:
+    # What lies in host memory between steps is no part of the device's.
+    optimizer = jax.tree.map(lambda x: None if x.sharding.memory_kind == "pinned_host" else x, optimizer)
     if isinstance(optimizer, MasterState):
         return {"masters": device_bytes(optimizer.masters), "moments": device_bytes(optimizer.inner)}
     return {"moments": device_bytes(optimizer)}

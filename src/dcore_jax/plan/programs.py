@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import jax
-from jax.sharding import Mesh
 
 from dcore_jax import aot
 from dcore_jax.aot import AotProgram, Built, Device
+from dcore_jax.aot.programs import engine_cache
 from dcore_jax.errors import UserError
 from dcore_jax.models import ModelConfig
 from dcore_jax.models.attention import choose_implementation
@@ -48,7 +48,7 @@ class Setting:
 
     @property
     def engine_off(self) -> bool:
-        """Whether the native engine's weights and cache are dropped while the policy is updated."""
+        """Whether the native engine gives weights and cache back while the policy is updated."""
         return isinstance(self.config, RLConfig) and not self.config.rollout.staleness
 
     @property
@@ -170,14 +170,15 @@ def engine_programs(setting: Setting) -> Iterator[ProgramPlan]:
         return
     few = replace(setting.model, num_layers=min(_ENGINE_LAYERS, setting.model.num_layers))
     mesh = aot.mesh_for(setting.device, setting.mesh_text)
-    held = _beside_the_engine(setting, mesh)
     for make in (aot.prefill_program, aot.decode_program):
         compiled = aot.compile_for(setting.device, mesh, make(config, few))
         with compiling_for(setting.target):
             whole = make(config, setting.model).build(mesh)
         parts = argument_parts(whole)
-        parts = {**held, **parts}
-        if compiled.name == "prefill":  # its output is a cache of the prompts, in every layer
+        if (
+            compiled.name == "prefill"
+        ):  # its output is a cache of the prompts, in every layer, beside that of the slots
+            parts["engine_cache"] = aot.device_bytes(engine_cache(config, setting.model, mesh))
             parts["prefilled"] = compiled.output * setting.model.num_layers // few.num_layers
         parts["workspace"] = compiled.temporaries // (2 if setting.widened else 1)
         yield ProgramPlan(
@@ -185,24 +186,10 @@ def engine_programs(setting: Setting) -> Iterator[ProgramPlan]:
         )
 
 
-def _beside_the_engine(setting: Setting, mesh: Mesh) -> dict[str, int]:
-    """The trainer's state and the reference, from the scoring program's arguments."""
-    assert isinstance(setting.config, RLConfig)
-    with compiling_for(setting.target):
-        built = aot.rl_score_program(setting.config, setting.model).build(mesh)
-    parts = argument_parts(built)
-    kept = ("parameters", "moments", "masters", "average", "reference", "frozen")
-    held = {name: parts[name] for name in kept if name in parts}
-    return held | {"engine_cache": parts.get("engine_cache", 0)}
-
-
 def _compiled(setting: Setting, program: AotProgram, tokens: int, accumulation: int) -> ProgramPlan:
     mesh = aot.mesh_for(setting.device, setting.mesh_text)
     with compiling_for(setting.target):
         built = program.build(mesh)
-    if setting.engine_off:
-        built = _without_engine(built)
-        program = AotProgram(program.name, lambda _: built)
     try:
         compiled = aot.compile_for(setting.device, mesh, program)
     except jax.errors.JaxRuntimeError as error:
@@ -237,8 +224,3 @@ def _refused(setting: Setting, program: AotProgram, built: Built, error: Excepti
     return ProgramPlan(
         program.name, in_order(parts), aot.compiler_of(setting.device), 0.0, (), refused=line[:300]
     )
-
-
-def _without_engine(built: Built) -> Built:
-    beside = {name: tree for name, tree in built.beside.items() if not name.startswith("engine")}
-    return replace(built, beside=beside)

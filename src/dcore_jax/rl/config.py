@@ -322,8 +322,8 @@ def _behind(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
 _FILE_ONLY = (
     "algorithm.scale", "algorithm.zeta", "algorithm.region_ceilings", "algorithm.weight_min", "algorithm.weight_max",
     "algorithm.reward_kl_estimator", "algorithm.region_rates.outside", "algorithm.region_rates.name",
-    "checkpoint.keep", "packing.mode", "optimizer.beta1", "optimizer.beta2", "optimizer.epsilon", "reward.beta_accuracy",
-    "reward.beta_format",
+    "checkpoint.keep", "packing.mode", "optimizer.beta1", "optimizer.beta2", "optimizer.epsilon", "optimizer.moments",
+    "optimizer.offload", "reward.beta_accuracy", "reward.beta_format",
 )  # fmt: skip
 # What an algorithm is, rather than a number of it.
 _STRUCTURE = (

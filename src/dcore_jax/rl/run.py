@@ -24,7 +24,7 @@ from dcore_jax.atomic import write_text_atomic
 from dcore_jax.checkpoint import Checkpoints
 from dcore_jax.data.chat_template import chat_template
 from dcore_jax.data.tokenizer import load_tokenizer
-from dcore_jax.engines import Engine, NativeEngine, check_engine_installed, open_engine
+from dcore_jax.engines import Engine, check_engine_installed, open_engine
 from dcore_jax.errors import UserError
 from dcore_jax.mesh import device_line, make_mesh
 from dcore_jax.metrics import check_trackers
@@ -294,8 +294,8 @@ def _step(
         # Sampled while this step trains: by weights that are one step old when they are trained on.
         engine.update_weights(run.state.params, step - 1)
         run.rollouts_ahead = thread.submit(run.sampler.step, engine, step + 1, rollouts.next_draw)
-    elif not run.config.rollout.staleness and isinstance(engine, NativeEngine):
-        engine.release()  # the update makes its weights old in any case; training gets their memory and the cache's
+    else:
+        engine.release()  # its weights and cache make room for the update; new weights wake it
     scored, run.cursor = run.learner.score(run.state, rollouts, run.cursor, step, run.token_bytes)
     clock.lap("logprobs")
     journal.log_rollouts(step, rollouts, scored)

@@ -32,6 +32,10 @@ class OptimizerConfig:
     """Largest global gradient norm; 0 clips nothing."""
     ema_decay: float = 0.0
     """Decay of a moving average of the parameters (SFT); 0 keeps none."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """Type of the first moment between steps; the second stays float32, whose small changes bfloat16 would round away."""
+    offload: bool = False
+    """Keep the optimizer's state in host memory between steps: less device memory, two transfers a step."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "weight_decay", "clip_norm", "epsilon"):

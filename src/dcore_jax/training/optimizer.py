@@ -8,6 +8,7 @@ import optax
 from flax import nnx
 from jaxtyping import PyTree
 
+from dcore_jax.dtypes import dtype_of
 from dcore_jax.training.config import OptimizerConfig
 
 _DECAYED = {"kernel", "embedding", "head"}  # names of the matrices; norms and biases never decay
@@ -43,7 +44,13 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
         return nnx.State.from_flat_path({path: leaf.replace(path[-1] in _DECAYED) for path, leaf in flat})
 
     adamw = optax.adamw(
-        schedule, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=decayed
+        schedule,
+        config.beta1,
+        config.beta2,
+        config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=decayed,
+        mu_dtype=dtype_of(config.moments),
     )
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
 
@@ -51,6 +58,16 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
 def float32(tree: PyTree) -> PyTree:
     """The arrays of a tree in float32."""
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
+def on_device(tree: PyTree) -> PyTree:
+    """The arrays of a tree in device memory; those that are there already stay as they are. Pure, also under `jit`."""
+
+    def moved(x: jax.Array) -> jax.Array:
+        on_host = jax.typeof(x).memory_space == jax.memory.Space.Host
+        return jax.device_put(x, jax.memory.Space.Device) if on_host else x
+
+    return jax.tree.map(moved, tree)
 
 
 def with_float32_masters(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -58,6 +58,7 @@ class TrainSetup:
         if self.compute.param_dtype != jnp.float32:
             self.optimizer = with_float32_masters(self.optimizer)
         self.ema_decay = optimizer.ema_decay
+        self._offload = optimizer.offload
         self.replicated: Any = NamedSharding(mesh, P())
         state = jax.eval_shape(self.new_state, shapes)
         self.state_sharding = self._state_sharding(state)
@@ -68,7 +69,7 @@ class TrainSetup:
         # Moments and masters lie where their parameters lie; counters of the optimizer lie everywhere.
         moments = optax.tree.map_params(
             self.optimizer,
-            lambda _, sharding: sharding,
+            lambda _, sharding: sharding.with_memory_kind("pinned_host") if self._offload else sharding,
             state.optimizer,
             params,
             transform_non_params=lambda _: self.replicated,

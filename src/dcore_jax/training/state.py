@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from dcore_jax.training.optimizer import MasterState, float32
+from dcore_jax.training.optimizer import MasterState, float32, on_device
 
 
 class TrainState(NamedTuple):
@@ -44,7 +44,8 @@ def apply_gradient(
     """
     norm = optax.global_norm(float32(gradient))
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+    held = on_device(state.optimizer)  # with `optimizer.offload` it lies in host memory between steps
+    updates, optimizer_state = optimizer.update(gradient, held, state.params)
     exact = optax.apply_updates(state.params, updates)
     if isinstance(optimizer_state, MasterState):
         exact = optimizer_state.masters
@@ -58,7 +59,7 @@ def apply_gradient(
         ema = keep(optax.incremental_update(exact, ema, 1.0 - ema_decay), ema)
     new = TrainState(
         params=keep(params, state.params),
-        optimizer=keep(optimizer_state, state.optimizer),
+        optimizer=keep(optimizer_state, held),
         ema=ema,
         step=state.step + 1,
         rng=jax.random.fold_in(state.rng, 0),

@@ -166,7 +166,7 @@ class NativeEngine:
         self._version = version
 
     def release(self) -> None:
-        """Gives back the memory of weights and cache; only `update_weights` may follow."""
+        """See Engine.release: weights, cache and kept prefills are dropped, all of its device memory."""
         if self.in_flight:
             raise RuntimeError(f"{self.in_flight} requests are in flight; poll until none is, then release")
         self._weights, self._cache = None, self._empty_cache
@@ -183,8 +183,6 @@ class NativeEngine:
         return nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
     def _enqueue(self, requests: Sequence[Request]) -> list[int]:
-        if self._weights is None:
-            raise RuntimeError("the engine's weights are released; update_weights gives it new ones")
         for request in requests:
             check_request(request, self._network.config.vocab_size)
         numbers = []
@@ -204,7 +202,7 @@ class NativeEngine:
     def _advance(self) -> list[ActiveRequest]:
         """Admits waiting requests and runs one dispatch; returns the requests that finished."""
         if self._weights is None:
-            raise RuntimeError("the engine is closed")
+            raise RuntimeError("the engine is closed, or released and without new weights")
         finished, self._overlong = self._overlong, []
         with self._in_mesh():
             self._admit()

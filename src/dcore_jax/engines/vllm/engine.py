@@ -180,6 +180,9 @@ class ServerEngine:
             samples.append(self._count(job.result()))
         return samples
 
+    def release(self) -> None:
+        """See Engine.release: a server keeps its memory, on devices of its own."""
+
     def update_weights(self, weights: Decoder | nnx.State, version: int) -> None:
         """See Engine.update_weights. Returns when every available server holds the weights and has passed the canary.
 

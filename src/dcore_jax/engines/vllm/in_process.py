@@ -138,6 +138,9 @@ class InProcessEngine:
                 self._sleep_if_idle()
         return ready
 
+    def release(self) -> None:
+        """See Engine.release: it sleeps by itself whenever nothing is in flight."""
+
     def update_weights(self, weights: Decoder | nnx.State, version: int) -> None:
         """See Engine.update_weights. One tensor at a time is on the host; the canary has passed when it returns.
 
