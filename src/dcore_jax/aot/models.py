@@ -91,7 +91,7 @@ def model_of(name: str | Path, *, layers: int | None = None) -> ModelConfig:
     if (folder / "config.json").is_file() and layers is None:
         return read_model_config(folder)
     key = str(name).lower().rpartition("/")[2]
-    for ending in ("-instruct", "-base", "-2507"):
+    for ending in ("-2507", "-thinking", "-instruct", "-base"):
         key = key.removesuffix(ending)
     key = f"qwen3-{key}" if f"qwen3-{key}" in MODELS else key
     if key not in MODELS:

@@ -68,12 +68,13 @@ def changes(setting: Setting, largest: str = "") -> Iterator[Change]:
       largest: the program that does not fit, where it is known.
     """
     decoding = largest in ENGINE_PROGRAMS
-    steps = [_remat, _reference, _engine, _slots, _accumulation, _tensor, _chips]
+    steps = [_remat, _reference, _engine, _slots, _accumulation, _moments, _tensor, _chips]
     if largest:
         steps = [step for step in steps if step not in ((_remat, _engine) if decoding else (_slots,))]
     now, words, options = setting, dict[str, str](), dict[str, str]()
     for step in steps:
-        for new, texts, given in step(now):
+        # Chips are added to the mesh that was asked for.
+        for new, texts, given in step(replace(now, mesh=setting.mesh) if step is _chips else now):
             now = new
             words.update(texts)
             options.update(given)
@@ -92,7 +93,8 @@ def _with(setting: Setting, **changed: Any) -> Setting:
 def _remat(now: Setting) -> _Step:
     less = {"none": ("attention", "full"), "dots": ("attention", "full"), "attention": ("full",)}
     for remat in less.get(now.config.compute.remat, ()):
-        new = _with(now, compute=replace(now.config.compute, remat=remat))
+        compute: Any = {"remat": remat}
+        new = _with(now, compute=replace(now.config.compute, **compute))
         yield new, {"remat": f"remat {remat}"}, {"compute.remat": remat}
 
 
@@ -122,6 +124,12 @@ def _slots(now: Setting) -> _Step:
         new = _with(now, engine=replace(config.engine, slots=slots))
         yield new, {"slots": f"{slots} slots"}, {"engine.slots": str(slots)}
         slots //= 2
+
+
+def _moments(now: Setting) -> _Step:
+    if now.config.optimizer.moments == "float32":
+        new = _with(now, optimizer=replace(now.config.optimizer, moments="bfloat16"))
+        yield new, {"moments": "a bfloat16 first moment"}, {"optimizer.moments": "bfloat16"}
 
 
 def _accumulation(now: Setting) -> _Step:

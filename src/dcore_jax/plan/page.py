@@ -80,7 +80,7 @@ def plan_text(plan: Plan, *, config: str, model: str) -> str:
         ("compiler", _compiler(plan)),
         ("memory", _fits(plan)),
         *(
-            ("", f"{_gib(size)}  {name.replace('_', ' ')}")
+            ("", f"{_size(size):>11}  {name.replace('_', ' ')}")
             for name, size in plan.largest.parts.items()
             if size
         ),
@@ -138,8 +138,9 @@ def _compiler(plan: Plan) -> str:
         return f"{name}, the device's own; {seconds:.0f} s"
     package = "jax[tpu]" if device.platform == "tpu" else "jax[cuda12]"
     return (
-        f"{name} ({seconds:.0f} s): {device.name}'s own is not installed. Temporaries are the CPU compiler's, which computes "
-        f"bfloat16 in float32: rather too large. The device's own: pip install '{package}' in an environment of its own"
+        f"{name} ({seconds:.0f} s): {device.name}'s own is not installed, so memory is an estimate: what the CPU compiler takes "
+        "for temporaries, its float32 copies of bfloat16 counted as bfloat16. For the device's own compiler: "
+        f"pip install '{package}' in an environment of its own (docs/plan.md)"
     )
 
 

@@ -56,6 +56,8 @@ def state_parts(state: TrainState) -> dict[str, int]:
 
 
 def _optimizer_parts(optimizer: PyTree) -> dict[str, int]:
+    # What lies in host memory between steps is no part of the device's.
+    optimizer = jax.tree.map(lambda x: None if x.sharding.memory_kind == "pinned_host" else x, optimizer)
     if isinstance(optimizer, MasterState):
         return {"masters": device_bytes(optimizer.masters), "moments": device_bytes(optimizer.inner)}
     return {"moments": device_bytes(optimizer)}
@@ -70,8 +72,9 @@ def memory_parts(
     head_tokens: int,
     accumulation: int,
     target: Target,
+    widened: bool = False,
 ) -> dict[str, int]:
-    """All of `compiled.total` by part; they add up to it.
+    """All of `compiled.total` by part; they add up to it, unless the compiler widened.
 
     Of the compiler's temporaries, gradients, logits and activations are what their shapes say, as far as so many bytes are
     there; `workspace` is the rest: gathered weights, one layer's intermediate results, the head's gradient, the kernels' scratch.
@@ -79,6 +82,8 @@ def memory_parts(
     Args:
       tokens: of a microbatch, over all devices. head_tokens: of those, the ones that the output head runs on.
       accumulation: microbatches of a step.
+      widened: the compiler computes bfloat16 in float32, as XLA's does on CPUs: what it takes beside gradients and logits, which
+        are float32 anyway, is counted as half.
     """
     parts = argument_parts(built)
     named = sum(parts.values())
@@ -86,9 +91,13 @@ def memory_parts(
     for name, size in temporary_parts(
         shape, compiled.name, tokens=tokens, head_tokens=head_tokens, accumulation=accumulation, target=target
     ).items():
+        if name == "activations" and widened:
+            left //= 2
         size = max(0, min(size, left))
         parts[name] = parts.get(name, 0) + size
         left -= size
+    if compiled.name == "RL score" and widened:
+        left //= 2
     if left < 0:  # an argument that the program does not read is none of the compiler's
         parts["batch"] = max(0, parts.get("batch", 0) + left)
         left = compiled.total - sum(parts.values())
@@ -115,6 +124,7 @@ def temporary_parts(
             block = (cross_entropy_block(heads, vocab), vocab)
         else:
             block = (token_block(heads), vocab_block(heads, vocab))
+    # In this order, activations last: the others are float32 with every compiler.
     parts = {"logits": 4 * math.prod(block)}
     if program == "RL score":
         return parts

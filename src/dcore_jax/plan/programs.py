@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import jax
-from jax.sharding import Mesh
 
 from dcore_jax import aot
 from dcore_jax.aot import AotProgram, Built, Device
+from dcore_jax.aot.programs import engine_cache
 from dcore_jax.errors import UserError
 from dcore_jax.models import ModelConfig
 from dcore_jax.models.attention import choose_implementation
@@ -48,7 +48,7 @@ class Setting:
 
     @property
     def engine_off(self) -> bool:
-        """Whether the native engine's weights and cache are dropped while the policy is updated."""
+        """Whether the native engine gives weights and cache back while the policy is updated."""
         return isinstance(self.config, RLConfig) and not self.config.rollout.staleness
 
     @property
@@ -67,6 +67,11 @@ class Setting:
     def target(self) -> Target:
         """What programs are traced for: the device, or a CPU where its compiler is not installed."""
         return self.device.target if by_target_compiler(self.device) else Target("cpu")
+
+    @property
+    def widened(self) -> bool:
+        """Whether the compiler used here computes bfloat16 in float32, which the device's own does not."""
+        return not by_target_compiler(self.device) and self.config.compute.dtype == "bfloat16"
 
     def shape(self) -> Shape:
         """For counting work: that of the device itself, whatever compiles here."""
@@ -102,7 +107,7 @@ class ProgramPlan:
     @property
     def wire(self) -> float:
         """Bytes that a device sends in a run."""
-        return sum(collective.wire_bytes for collective in self.collectives)
+        return float(sum(collective.wire_bytes for collective in self.collectives))
 
 
 def check_divides(setting: Setting) -> None:
@@ -165,39 +170,26 @@ def engine_programs(setting: Setting) -> Iterator[ProgramPlan]:
         return
     few = replace(setting.model, num_layers=min(_ENGINE_LAYERS, setting.model.num_layers))
     mesh = aot.mesh_for(setting.device, setting.mesh_text)
-    held = _beside_the_engine(setting, mesh)
     for make in (aot.prefill_program, aot.decode_program):
         compiled = aot.compile_for(setting.device, mesh, make(config, few))
         with compiling_for(setting.target):
             whole = make(config, setting.model).build(mesh)
         parts = argument_parts(whole)
-        parts = {**held, **parts}
-        if compiled.name == "prefill":  # its output is a cache of the prompts, in every layer
+        if (
+            compiled.name == "prefill"
+        ):  # its output is a cache of the prompts, in every layer, beside that of the slots
+            parts["engine_cache"] = aot.device_bytes(engine_cache(config, setting.model, mesh))
             parts["prefilled"] = compiled.output * setting.model.num_layers // few.num_layers
-        parts["workspace"] = compiled.temporaries
+        parts["workspace"] = compiled.temporaries // (2 if setting.widened else 1)
         yield ProgramPlan(
             compiled.name, in_order(parts), compiled.compiler, compiled.seconds, compiled.collectives
         )
-
-
-def _beside_the_engine(setting: Setting, mesh: Mesh) -> dict[str, int]:
-    """The trainer's state and the reference, from the scoring program's arguments."""
-    assert isinstance(setting.config, RLConfig)
-    with compiling_for(setting.target):
-        built = aot.rl_score_program(setting.config, setting.model).build(mesh)
-    parts = argument_parts(built)
-    kept = ("parameters", "moments", "masters", "average", "reference", "frozen")
-    held = {name: parts[name] for name in kept if name in parts}
-    return held | {"engine_cache": parts.get("engine_cache", 0)}
 
 
 def _compiled(setting: Setting, program: AotProgram, tokens: int, accumulation: int) -> ProgramPlan:
     mesh = aot.mesh_for(setting.device, setting.mesh_text)
     with compiling_for(setting.target):
         built = program.build(mesh)
-    if setting.engine_off:
-        built = _without_engine(built)
-        program = AotProgram(program.name, lambda _: built)
     try:
         compiled = aot.compile_for(setting.device, mesh, program)
     except jax.errors.JaxRuntimeError as error:
@@ -210,7 +202,11 @@ def _compiled(setting: Setting, program: AotProgram, tokens: int, accumulation: 
         head_tokens=tokens,
         accumulation=accumulation,
         target=setting.target,
+        widened=setting.widened,
     )
+    if setting.device.platform == "cpu":
+        # Products on a CPU pack a copy of an operand, which XLA does not count; the largest operand is a block of logits.
+        parts["product_buffers"] = parts["logits"]
     return ProgramPlan(program.name, parts, compiled.compiler, compiled.seconds, compiled.collectives)
 
 
@@ -228,8 +224,3 @@ def _refused(setting: Setting, program: AotProgram, built: Built, error: Excepti
     return ProgramPlan(
         program.name, in_order(parts), aot.compiler_of(setting.device), 0.0, (), refused=line[:300]
     )
-
-
-def _without_engine(built: Built) -> Built:
-    beside = {name: tree for name, tree in built.beside.items() if not name.startswith("engine")}
-    return replace(built, beside=beside)
