@@ -7,6 +7,7 @@ from typing import Any
 from dcore_jax.plan.programs import ENGINE_PROGRAMS, ProgramPlan, Setting
 from dcore_jax.rl.config import RLConfig
 from dcore_jax.sft.config import SFTConfig
+from dcore_jax.training.config import Remat
 
 _MOST_CHIPS = 64
 _FEWEST_SLOTS = 8
@@ -91,7 +92,11 @@ def _with(setting: Setting, **changed: Any) -> Setting:
 
 
 def _remat(now: Setting) -> _Step:
-    less = {"none": ("attention", "full"), "dots": ("attention", "full"), "attention": ("full",)}
+    less: dict[str, tuple[Remat, ...]] = {
+        "none": ("attention", "full"),
+        "dots": ("attention", "full"),
+        "attention": ("full",),
+    }
     for remat in less.get(now.config.compute.remat, ()):
         compute: Any = {"remat": remat}
         new = _with(now, compute=replace(now.config.compute, **compute))

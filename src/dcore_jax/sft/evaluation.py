@@ -111,7 +111,7 @@ class Evaluation:
             eos_token_ids=sorted(self._ends),
             mesh=setup.mesh,
         )
-        notation, length = template_notation(self._template), config.max_position_embeddings
+        notation, length = template_notation(self._template), config.context_length
         name = setup.folder.name
         return PlayableModel(
             name, setup.folder, engine, self._template, self._ends, notation, config.vocab_size, length
@@ -123,7 +123,7 @@ def _held_out(config: SFTConfig, setup: TrainSetup, template: Any, output: Path)
         str(embedded_data(output / "embedded", name, config.seed)) if is_spec(name) else name
         for name in config.eval_data
     ]
-    length = min(config.packing.length, setup.model_config.max_position_embeddings)
+    length = min(config.packing.length, setup.model_config.context_length)
     store, _ = load_samples(
         files, template, mask=config.loss_mask, max_length=length, strict=config.strict, progress=False
     )

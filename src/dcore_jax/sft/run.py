@@ -252,7 +252,7 @@ def _evaluate_if_due(run: _Run, evaluation: Evaluation | None, step: int) -> boo
     """Whether the step was evaluated and is the best so far: then its checkpoint is written and stays."""
     if evaluation is None or not evaluation.due(step, run.total):
         return False
-    best = evaluation.run(step, run.state.params)
+    best = evaluation.run(step, whole_model(run.state.params, run.frozen))
     if best:
         run.checkpoints.protected = step
     return best

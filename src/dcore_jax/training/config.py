@@ -9,6 +9,8 @@ from dcore_jax.dtypes import DTypeName, dtype_of
 from dcore_jax.errors import UserError
 from dcore_jax.models import Compute
 
+Remat = Literal["none", "dots", "attention", "full"]
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -58,7 +60,7 @@ class ComputeConfig:
     """Type of parameters; the optimizer keeps float32 masters of bfloat16 ones, and its moments are float32."""
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     """Attention backend; auto: cudnn on NVIDIA, splash on TPU, else xla."""
-    remat: Literal["none", "dots", "attention", "full"] = "full"
+    remat: Remat = "full"
     """What the backward pass computes again instead of keeping it in memory."""
 
     def __post_init__(self) -> None:
