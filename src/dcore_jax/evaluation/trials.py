@@ -1,21 +1,10 @@
 """Several trials of the same tasks: pass^k, the chance that k of them are all right (tau-bench, arXiv 2406.12045, section 4)."""
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 
+from dcore_jax.evaluation.statistics import pass_hat_k
 from dcore_jax.evaluation.summary import Item
-
-
-def pass_hat(trials: int, correct: int, k: int) -> float:
-    """pass^k of a task: the share of all choices of k among its trials that hold right ones alone.
-
-    Raises:
-      ValueError: fewer trials than k.
-    """
-    if not 1 <= k <= trials:
-        raise ValueError(f"pass^{k} needs at least {k} trials, {trials} found")
-    return math.comb(correct, k) / math.comb(trials, k)
 
 
 def pass_hat_metrics(items: Sequence[Item]) -> dict[str, float]:
@@ -31,6 +20,6 @@ def pass_hat_metrics(items: Sequence[Item]) -> dict[str, float]:
     for name in ("", *(categories if len(categories) > 1 else ())):
         chosen = [found for (category, _), found in tasks.items() if name in ("", category)]
         for k in range(1, most + 1):
-            shares = [pass_hat(len(found), sum(found), k) for found in chosen]
-            metrics[f"{name} pass^{k}".strip()] = sum(shares) / len(shares)
+            right, trials = [sum(found) for found in chosen], [len(found) for found in chosen]
+            metrics[f"{name} pass^{k}".strip()] = pass_hat_k(right, trials, k)
     return metrics

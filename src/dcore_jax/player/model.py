@@ -71,7 +71,7 @@ def open_model(
     config, tokenizer = read_model_config(folder), load_tokenizer(folder)
     template = chat_template(tokenizer, chat_template_kwargs, datetime.now())
     ends = stop_token_ids(folder, tokenizer)
-    length = min(max_length or config.max_position_embeddings, config.max_position_embeddings)
+    length = min(max_length or config.context_length, config.context_length)
     if engine.name == "native" and decoder is None:
         decoder = load_hf(folder, dtype=dtype)
     opened = open_engine(
@@ -106,7 +106,7 @@ def open_served_model(
     folder = local_folder(model)
     config, tokenizer = read_model_config(folder), load_tokenizer(folder)
     template = chat_template(tokenizer, chat_template_kwargs, datetime.now())
-    length = min(max_length or config.max_position_embeddings, config.max_position_embeddings)
+    length = min(max_length or config.context_length, config.context_length)
     return PlayableModel(
         Path(model).name or str(model),
         folder,

@@ -147,7 +147,7 @@ def _play_engine(
     options = config.prompting.template_options(config.chat_template_kwargs)
     template = chat_template(tokenizer, options)
     ends = sorted(stop_token_ids(folder, tokenizer))
-    longest = min(config.max_length, read_model_config(folder).max_position_embeddings)
+    longest = min(config.max_length, read_model_config(folder).context_length)
     engine = open_engine(
         config.engine,
         folder,
