@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-sys.path.insert(0, os.path.dirname(__file__))
 from item_limit import ItemTimeout, time_limit
 from literal_calls import NO_TOOL, NotDecoded, arithmetic, named_arguments, rebuilt
 
