@@ -113,6 +113,7 @@ def test_a_folder_is_the_models_own_or_holds_models(tmp_path):
         (["[f(x=1)]", "no tool"], None, "prompt", False),
         ([[{"a_b": "{}"}], "text"], None, "calls", True),
         ([[{"a.b": "{}"}], "text"], None, "calls", False),
+        ([[{"a_b": "{}"}], [{"a_b": "{}"}], [{"a.b": "{}"}], [{"x.y": "{}"}], [{"x.z": "{}"}]], None, "calls", True),
         ([[[[{"ls": "{}"}], "done"]]], None, "calls", True),
         (['<tool_call>\n{"name": "f"}\n</tool_call>', "no"], None, "tags", False),
         (["no", "neither"], {"name": "Q-FC", "function_calling": True, "underscores": False}, "tags", False),
@@ -121,7 +122,7 @@ def test_a_folder_is_the_models_own_or_holds_models(tmp_path):
     ],
 )  # fmt: skip
 def test_a_models_style_is_seen_from_its_answers(stored, known, kind, underscores):
-    style = styles.style_of(stored, known)
+    style = styles.style_of(stored, known, dotted_names=["a.b"])
     assert (style.kind, style.underscores) == (kind, underscores) and style.reason
 
 

@@ -61,7 +61,10 @@ def score_results(
             rows[category], damaged = read_rows(file.path)
             notes += damaged
         style = style_of(
-            (row.result for found in rows.values() for row in found), first.ask("model", name=model), mode
+            (row.result for found in rows.values() for row in found),
+            first.ask("model", name=model),
+            mode,
+            {name for category in rows for name in first.ask("dotted_names", category=category)},
         )
         matched: dict[str, Matched] = {}
         ids: dict[str, list[str]] = {}

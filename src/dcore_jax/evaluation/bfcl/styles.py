@@ -31,13 +31,19 @@ class Style:
         return f"{self.kind}{dots} ({self.reason})"
 
 
-def style_of(results: Iterable[Any], known: Mapping[str, Any] | None, mode: Mode = "auto") -> Style:
+def style_of(
+    results: Iterable[Any],
+    known: Mapping[str, Any] | None,
+    mode: Mode = "auto",
+    dotted_names: Iterable[str] = (),
+) -> Style:
     """The style of a model, from its answers and from what the benchmark's list of models says of its name.
 
     Args:
       results: stored results of all categories.
       known: `Client.ask("model", ...)`; None for a name that the list does not have.
       mode: what the user says: `prompt`, `fc`, or `auto`.
+      dotted_names: names of the benchmark's functions that hold a dot.
     """
     calls, texts = _parts(results)
     listed = bool(known and known["function_calling"])
@@ -50,10 +56,7 @@ def style_of(results: Iterable[Any], known: Mapping[str, Any] | None, mode: Mode
                 known["underscores"],
                 f"lists of calls; names as the benchmark has them for {known['name']}",
             )
-        dotted = any("." in name for call in calls for name in call)
-        return Style(
-            "calls", not dotted, f"lists of calls; {'names hold dots' if dotted else 'no name holds a dot'}"
-        )
+        return _calls_style(calls, dotted_names)
     if mode == "fc" or listed:
         return Style(
             "tags",
@@ -74,6 +77,19 @@ def style_of(results: Iterable[Any], known: Mapping[str, Any] | None, mode: Mode
         "prompt",
         reason=f"{bracketed:,} of {len(texts):,} texts begin with a bracket, {tagged:,} hold <tool_call>",
     )
+
+
+def _calls_style(calls: Iterable[Mapping[str, Any]], dotted_names: Iterable[str]) -> Style:
+    """Dots or underscores: as most calls of functions whose names hold dots are written; underscores where there is none."""
+    dotted = set(dotted_names)
+    renamed = {name.replace(".", "_") for name in dotted}
+    names = [name for call in calls for name in call]
+    with_dots = sum(name in dotted for name in names)
+    without = sum(name in renamed for name in names)
+    reason = (
+        f"lists of calls; of functions with dots {with_dots:,} are called so, {without:,} with underscores"
+    )
+    return Style("calls", without >= with_dots, reason)
 
 
 def _parts(results: Iterable[Any]) -> tuple[list[Mapping[str, Any]], list[str]]:

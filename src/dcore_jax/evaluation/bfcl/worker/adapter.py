@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-sys.path.insert(0, os.path.dirname(__file__))
 from item_limit import ItemTimeout, time_limit
 from literal_calls import NO_TOOL, NotDecoded, arithmetic, named_arguments, rebuilt
 
@@ -57,7 +56,6 @@ class Benchmark:
         self.models[MODEL] = plain
         self.models[UNDERSCORES] = type("Model", (plain,), {"underscore_to_dot": True})
         self.sessions: dict[str, dict[str, Any]] = {}
-        # A request may ask for an item of any category in any order.
         self.entries = cache(self._entries)
         self.references = cache(self._references)
 
@@ -71,6 +69,13 @@ class Benchmark:
     def ids(self, category: str) -> list[str]:
         """Ids of a category's questions in the benchmark's order; v3's live_relevance lists one of them twice."""
         return [entry["id"] for entry in self.entries(category)]
+
+    def dotted_names(self, category: str) -> list[str]:
+        """Names of a category's functions that hold a dot, which many APIs refuse."""
+        names = {
+            function["name"] for entry in self.entries(category) for function in entry.get("function", ())
+        }
+        return sorted(name for name in names if "." in name)
 
     def references_of(self, category: str) -> list[dict[str, Any]]:
         """The reference answers beside `ids(category)`."""
