@@ -254,9 +254,7 @@ def plan_of(arguments, folder, monkeypatch, capsys):
 
 
 def test_a_plan_of_sft_by_command_line(tmp_path, monkeypatch, capsys):
-    line = (
-        "--config sft_qwen3_8b --device v5e --mesh fsdp=2 --rows 2 --price 2 --packing.length 128 --steps 100"
-    )
+    line = "--config sft_qwen3_8b --device v5e --mesh fsdp=2 --rows 2 --accumulation 1 --price 2 --packing.length 128 --steps 100"
     plan, text = plan_of(line.split(), tmp_path, monkeypatch, capsys)
     assert plan["fits"] is True and plan["first_change"] is None and plan["compiler"] == "XLA CPU"
     assert set(plan["parts"]) >= PARTS and sum(plan["parts"].values()) == plan["peak_bytes"]
@@ -296,7 +294,7 @@ def test_a_plan_of_rl_that_does_not_fit_names_a_change_that_was_compiled(tmp_pat
         ("--config sft_qwen3_8b", "give one --device"),
         ("--config sft_qwen3_8b --device v9", "device 'v9' is unknown"),
         ("--config sft_qwen3_8b --device h100 --model 9b", "'9b' is no folder"),
-        ("--config sft_qwen3_8b --device h100 --mesh fsdp=3", "rows=16 in accumulation=1 microbatches do not divide"),
+        ("--config sft_qwen3_8b --device h100 --mesh fsdp=3", "rows=16 in accumulation=2 microbatches do not divide"),
         ("--config distill_qwen3_8b --device h100", "plans are made for SFT and RL"),
         ("--config sft_qwen3_8b --device h100 --memory-reserve 90GiB", "memory_reserve=90GiB is neither"),
         ("--config sft_qwen3_8b --device h100 --efficiency 2", "efficiency=2.0 is a share"),

@@ -1,6 +1,7 @@
 """`dcore plan`: what a recipe needs on a device, before one is rented."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,6 @@ def run(arguments: Sequence[str]) -> None:
 
 def _plan(options: PlanOptions, name: str, config: Any) -> tuple[str, dict[str, Any]]:
     from dcore_jax import plan
-    from dcore_jax.progress import log
 
     if len(options.device) != 1:
         raise UserError(
@@ -104,7 +104,7 @@ def _plan(options: PlanOptions, name: str, config: Any) -> tuple[str, dict[str, 
         _workload(options, config),
         reserve=_bytes(options.memory_reserve, device.memory),
         try_changes=options.changes,
-        report=lambda text: log(f"plan: {text}"),
+        report=_say,
     )
     return plan.plan_text(made, config=name, model=config.model), plan.plan_json(
         made, config=name, model=config.model
@@ -113,7 +113,6 @@ def _plan(options: PlanOptions, name: str, config: Any) -> tuple[str, dict[str, 
 
 def _table(options: PlanOptions, recipe: Sequence[str]) -> None:
     from dcore_jax import plan
-    from dcore_jax.progress import log
 
     mesh_text = _value(recipe, "--mesh") or _MESH
     mesh = parse_mesh(mesh_text)
@@ -126,17 +125,22 @@ def _table(options: PlanOptions, recipe: Sequence[str]) -> None:
         _, config = _recipe(["--config", name, "--mesh", mesh_text])
         made = {}
         for device in devices:
-            log(f"plan: {name} on {device.name}")
+            _say(f"{name} on {device.name}")
             setting = plan.Setting(config, plan.model_named(config), device, mesh)
             made[device.name] = plan.make_plan(
                 setting,
                 _workload(options, config),
                 reserve=_bytes(options.memory_reserve, device.memory),
                 try_changes=options.changes,
-                report=lambda text: log(f"plan: {text}"),
+                report=_say,
             )
         rows.append((name, made))
     print(plan.plan_table(rows))
+
+
+def _say(text: str) -> None:
+    """On stderr: the plan and the table are what stdout is for."""
+    print(f"plan: {text}", file=sys.stderr, flush=True)
 
 
 def _prepare(mesh: dict[str, int]) -> None:

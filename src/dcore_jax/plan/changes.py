@@ -79,7 +79,7 @@ def changes(setting: Setting, largest: str = "") -> Iterator[Change]:
             now = new
             words.update(texts)
             options.update(given)
-            flat = tuple(part for name, value in options.items() for part in (f"--{name}", value))
+            flat = tuple(part for name, value in options.items() for part in (f"--{name}", value) if part)
             yield Change(" and ".join(words.values()), flat, now)
 
 
@@ -109,7 +109,7 @@ def _reference(now: Setting) -> _Step:
         return
     if config.running_algorithm().needs_reference:
         new = _with(now, reference_on_host=True)
-        yield new, {"reference": "reference on the host"}, {"reference-on-host": "True"}
+        yield new, {"reference": "reference on the host"}, {"reference-on-host": ""}
 
 
 def _engine(now: Setting) -> _Step:

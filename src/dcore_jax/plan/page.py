@@ -164,20 +164,23 @@ def _how_counted(plan: Plan) -> str:
 def _wire(plan: Plan) -> list[str]:
     if plan.setting.devices == 1:
         return ["none: one device"]
+    total = f"{_size(plan.step_wire)} sent by each device in a step, {_how_counted(plan)}"
+    if not by_target_compiler(plan.setting.device):
+        return [total]
     rows = [row for row in collective_totals(plan.programs) if row[4] >= 2**20]
     found = [
         f"{program}: {times} x {op} in {dtype}, {_size(sent)} sent by each device"
         for program, op, dtype, times, sent in rows[:6]
     ]
-    return [*found, f"{_size(plan.step_wire)} sent by each device in a step, {_how_counted(plan)}"]
+    return [*found, total]
 
 
 def _time(plan: Plan) -> list[tuple[str, str]]:
     rates, work, share = rates_of(plan.setting.device), plan.step_work, plan.workload.efficiency
     if not rates.flops:
-        return [("work", f"{work.useful / 1e12:.3g} TFLOP a step needed, {work.flops / 1e12:.3g} executed")]
+        return [("work", f"{_flops(work.useful)} a step needed, {_flops(work.flops)} executed")]
     lines = [
-        ("work", f"{work.useful / 1e12:,.4g} TFLOP a step needed, {work.flops / 1e12:,.4g} executed"),
+        ("work", f"{_flops(work.useful)} a step needed, {_flops(work.flops)} executed"),
         (
             "time",
             f"{plan.step_seconds / share:.3g} s a step, at {share:.0%} of the peak rates (no step takes less than "
@@ -260,3 +263,8 @@ def _collective_json(collective: Collective) -> dict[str, Any]:
 def _size(size: int | float) -> str:
     """Bytes in GiB, or in MiB below one."""
     return f"{size / _GIB:.2f} GiB" if size >= _GIB else f"{size / 2**20:.1f} MiB"
+
+
+def _flops(count: int | float) -> str:
+    """FLOPs in PFLOP, or in TFLOP below one."""
+    return f"{count / 1e15:.3g} PFLOP" if count >= 1e15 else f"{count / 1e12:.3g} TFLOP"

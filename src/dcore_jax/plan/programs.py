@@ -10,6 +10,7 @@ import jax
 from dcore_jax import aot
 from dcore_jax.aot import AotProgram, Built, Device
 from dcore_jax.aot.programs import engine_cache
+from dcore_jax.engines.native.engine import KEPT_PREFILLS
 from dcore_jax.errors import UserError
 from dcore_jax.models import ModelConfig
 from dcore_jax.models.attention import choose_implementation
@@ -170,16 +171,17 @@ def engine_programs(setting: Setting) -> Iterator[ProgramPlan]:
         return
     few = replace(setting.model, num_layers=min(_ENGINE_LAYERS, setting.model.num_layers))
     mesh = aot.mesh_for(setting.device, setting.mesh_text)
+    prefilled = 0  # prompts that are kept while their groups wait for slots
     for make in (aot.prefill_program, aot.decode_program):
         compiled = aot.compile_for(setting.device, mesh, make(config, few))
         with compiling_for(setting.target):
             whole = make(config, setting.model).build(mesh)
         parts = argument_parts(whole)
-        if (
-            compiled.name == "prefill"
-        ):  # its output is a cache of the prompts, in every layer, beside that of the slots
+        if compiled.name == "prefill":
+            # Its output is a cache of its prompts, in every layer, beside that of the slots.
             parts["engine_cache"] = aot.device_bytes(engine_cache(config, setting.model, mesh))
-            parts["prefilled"] = compiled.output * setting.model.num_layers // few.num_layers
+            prefilled = KEPT_PREFILLS * compiled.output * setting.model.num_layers // few.num_layers
+        parts["prefilled"] = prefilled
         parts["workspace"] = compiled.temporaries // (2 if setting.widened else 1)
         yield ProgramPlan(
             compiled.name, in_order(parts), compiled.compiler, compiled.seconds, compiled.collectives

@@ -29,7 +29,7 @@ from dcore_jax.models import Decoder
 from dcore_jax.weights import shardings
 
 # Prefills that are kept, per row of a prefill: members of a group share a prompt, which is computed once if they come together.
-_KEPT_PREFILLS = 4
+KEPT_PREFILLS = 4
 
 _new_blocks = partial(jax.jit, static_argnums=(0, 1, 2, 3))(kv.zeros)
 _inserted = partial(jax.jit, donate_argnums=0)(kv.insert)
@@ -331,7 +331,7 @@ class NativeEngine:
         prefilled = prefill(self._network, self._weights, tokens)
         for row, prefix in enumerate(prefixes):
             self._prefilled[prefix] = (prefilled, row)
-        while len(self._prefilled) > _KEPT_PREFILLS * self._prefill_rows:
+        while len(self._prefilled) > KEPT_PREFILLS * self._prefill_rows:
             self._prefilled.popitem(last=False)
 
     def _insert(self, slots_of: dict[tuple[int, ...], list[int]]) -> None:
