@@ -15,7 +15,7 @@ from dcore_jax.calls import Call, calls_equal, parse_any_response, render_calls
 from dcore_jax.data.files import file_rows, local_file, stem_of
 from dcore_jax.data.malformed import Malformed, decode_json
 from dcore_jax.errors import UserError
-from dcore_jax.evaluation.harness.agents import AgentConfig
+from dcore_jax.evaluation.harness.agent_config import AgentConfig
 from dcore_jax.evaluation.predictions import Predictions, read_predictions
 from dcore_jax.evaluation.single_turn import Prompt, answer_prompts
 from dcore_jax.evaluation.summary import Evaluation, Item

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from dcore_jax.calls import Call, ParsedResponse
 from dcore_jax.errors import UserError
-from dcore_jax.evaluation.harness.agents import AgentConfig, play_sessions
+from dcore_jax.evaluation.harness.agent_config import AgentConfig
+from dcore_jax.evaluation.harness.agents import play_sessions
 from dcore_jax.player import Opening, Session, Turn
 
 ANSWERS = "answers.jsonl"

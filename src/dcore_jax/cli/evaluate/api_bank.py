@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from dcore_jax.cli.options import parse_options
 from dcore_jax.errors import UserError
-from dcore_jax.evaluation.harness.agents import AGENT_ALIASES, AgentConfig
+from dcore_jax.evaluation.harness.agent_config import AGENT_ALIASES, AgentConfig
 
 DESCRIPTION = "\n\n".join(
     [

@@ -4,18 +4,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from dcore_jax.cli.evaluate.closing import close
 from dcore_jax.cli.options import parse_options
 from dcore_jax.dtypes import DTypeName
 from dcore_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from dcore_jax.evaluation.bfcl.client import Client
-    from dcore_jax.evaluation.bfcl.styles import Mode
-    from dcore_jax.evaluation.summary import Evaluation
-    from dcore_jax.player import PlayableModel
+from dcore_jax.evaluation.bfcl.client import Client
+from dcore_jax.evaluation.bfcl.styles import Mode
+from dcore_jax.evaluation.summary import Evaluation
+from dcore_jax.player import PlayableModel
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ def run(arguments: Sequence[str]) -> None:
         print(f"\n{table}")
 
 
-def evaluate_model(options: BFCLOptions) -> "Evaluation":
+def evaluate_model(options: BFCLOptions) -> Evaluation:
     """Answers of a model, generated into `<output>/results/<model>` and scored; a cut run goes on where it was."""
     from dcore_jax.evaluation.bfcl.client import Client
     from dcore_jax.evaluation.bfcl.generate import Generation, generate
@@ -152,10 +150,10 @@ def score_stored(
     *,
     version: str | None = None,
     categories: Sequence[str] = (),
-    mode: "Mode" = "auto",
+    mode: Mode = "auto",
     seconds: float = 30.0,
     folder: str | None = None,
-) -> "Evaluation":
+) -> Evaluation:
     """The evaluation of stored outputs; None as version: that of the files."""
     from dcore_jax.evaluation.bfcl.results import find_result_files
     from dcore_jax.evaluation.bfcl.score import score_results
@@ -183,14 +181,14 @@ def installed(version: str, folder: str | None) -> Path:
     return install(version, target)
 
 
-def _playable(client: "Client", names: Sequence[str]) -> list[str]:
+def _playable(client: Client, names: Sequence[str]) -> list[str]:
     """The categories that are asked for; without a name all single-turn and multi-turn ones."""
     from dcore_jax.evaluation.bfcl.score import expand
 
     return expand(names or ("single_turn", "multi_turn"), client.ask("catalogue"))
 
 
-def _open_model(options: BFCLOptions) -> "PlayableModel":
+def _open_model(options: BFCLOptions) -> PlayableModel:
     """The model in its engine."""
     from dcore_jax.engines.config import EngineConfig
     from dcore_jax.player import open_model

@@ -4,7 +4,7 @@ install.py (packages, once)  process.py (the pipe)  session.py (a task as a conv
 evaluate.py (the loop: play, keep, score)  worker/ (what runs in the other process; imports nothing of this package)
 """
 
-from dcore_jax.evaluation.harness.agents import AgentConfig
+from dcore_jax.evaluation.harness.agent_config import AgentConfig
 from dcore_jax.evaluation.harness.evaluate import HarnessRun, evaluate_harness
 from dcore_jax.evaluation.harness.install import install, is_installed
 from dcore_jax.evaluation.harness.process import HarnessProcess

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dcore_jax.errors import UserError
-from dcore_jax.evaluation.harness.agents import AgentConfig, play_sessions
+from dcore_jax.evaluation.harness.agent_config import AgentConfig
+from dcore_jax.evaluation.harness.agents import play_sessions
 from dcore_jax.evaluation.harness.process import HarnessError, HarnessProcess
 from dcore_jax.evaluation.harness.session import HarnessSession, Part
 from dcore_jax.evaluation.summary import Evaluation, Item

@@ -6,16 +6,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from dcore_jax.calls import Call, ParsedResponse, parse_any_response
 from dcore_jax.data.tool_schemas import tool_name
 from dcore_jax.errors import UserError, first_line
+from dcore_jax.evaluation.harness.agent_config import AgentConfig
 from dcore_jax.player import Session, Turn
 from dcore_jax.progress import progress_bar
-
-if TYPE_CHECKING:
-    from dcore_jax.evaluation.harness.agents import AgentConfig
 
 _SECONDS = 600.0  # for one answer
 _TRIES = 4
@@ -80,7 +78,7 @@ def _on_the_wire(message: dict[str, Any]) -> dict[str, Any]:
 def play_served(
     sessions: Sequence[Session],
     server: ChatServer,
-    config: "AgentConfig",
+    config: AgentConfig,
     on_played: Callable[[Session, str | None], None],
 ) -> None:
     """Plays every session, `config.at_once` at the same time. A session that fails is told to `on_played`; the others go on.
@@ -102,7 +100,7 @@ def play_served(
             bar.close()
 
 
-def _play(session: Session, server: ChatServer, config: "AgentConfig") -> str | None:
+def _play(session: Session, server: ChatServer, config: AgentConfig) -> str | None:
     """Why the conversation failed; None where it came to its end."""
     try:
         try:
@@ -116,7 +114,7 @@ def _play(session: Session, server: ChatServer, config: "AgentConfig") -> str | 
     return None
 
 
-def _converse(session: Session, server: ChatServer, config: "AgentConfig") -> None:
+def _converse(session: Session, server: ChatServer, config: AgentConfig) -> None:
     opening = session.open()
     messages = list(opening.messages)
     names = [tool_name(dict(tool)) for tool in opening.tools or ()]
