@@ -99,6 +99,8 @@ test-vllm: vllm
 	@$(VLLM)/bin/python -m pytest -m vllm tests/test_vllm.py
 
 # The targets' own compilers, one to an environment. No XLA_FLAGS: the fast tests' flags are for CPUs.
+# AOT=aot compiles everything, every device and program, which takes much longer.
+AOT ?= aot and not slow
 AOT_EXTRA = $(patsubst .venv-%/.done,%,$@)
 .venv-tpu/.done .venv-cuda/.done: pyproject.toml | $(BIN)/python
 	@command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv
@@ -108,10 +110,10 @@ AOT_EXTRA = $(patsubst .venv-%/.done,%,$@)
 	@touch $@
 
 aot: .venv-tpu/.done
-	@JAX_PLATFORMS=cpu XLA_FLAGS= .venv-tpu/bin/python -m pytest -m aot -rs --durations=0 --durations-min=5 tests/test_aot_tpu.py
+	@JAX_PLATFORMS=cpu XLA_FLAGS= .venv-tpu/bin/python -m pytest -m "$(AOT)" -rs --durations=0 --durations-min=5 tests/test_aot_tpu.py
 
 aot-cuda: .venv-cuda/.done
-	@JAX_PLATFORMS=cpu XLA_FLAGS= .venv-cuda/bin/python -m pytest -m aot -rs --durations=0 --durations-min=5 tests/test_aot_cuda.py
+	@JAX_PLATFORMS=cpu XLA_FLAGS= .venv-cuda/bin/python -m pytest -m "$(AOT)" -rs --durations=0 --durations-min=5 tests/test_aot_cuda.py
 
 clean:
 	rm -rf $(VENV) $(VLLM) .venv-tpu .venv-cuda .cache site

@@ -76,7 +76,8 @@ def test_the_sft_step_and_what_rl_holds_are_sized_by_shapes():
         3 * 4 * model.num_parameters / 8 < found.arguments < 3.3 * 4 * model.num_parameters / 8 + 8 * 64 * 16
     )
     assert found.aliased > 3 * 4 * model.num_parameters / 8 and found.temporaries > 0
-    rollout = RolloutConfig(group=2, max_prompt=64, max_response=64)
+    # Staleness 1: the engine samples while the policy trains, and keeps its weights and cache.
+    rollout = RolloutConfig(group=2, max_prompt=64, max_response=64, staleness=1)
     rl = RLConfig(prompts=4, updates=1, rollout=rollout, compute=compute)
     mesh = aot.mesh_for(aot.device_of("v6e"), "fsdp=8")
     held = {k: aot.device_bytes(v) for k, v in aot.rl_update_program(rl, model).build(mesh).beside.items()}

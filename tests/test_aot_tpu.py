@@ -147,8 +147,12 @@ def test_pallas_tiles_fit_a_chips_vector_memory_at_every_width():
 # Every kernel and its gradient.
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize("device", ["v5p", "v5e", "v6e"])
-@pytest.mark.parametrize(("heads", "dtype"), [(32, "bfloat16"), (40, "bfloat16"), (32, "float32")])
+@pytest.mark.parametrize(("heads", "dtype"), [(32, "bfloat16"), slow(40, "bfloat16"), slow(32, "float32")])
 def test_splash_compiles_forward_and_backward(device, heads, dtype):
     def loss(q, k, v, ids):
         layer = jax.checkpoint(
@@ -161,9 +165,9 @@ def test_splash_compiles_forward_and_backward(device, heads, dtype):
     assert sum("splash_mha_d" in name for name in kernels) == 2
 
 
-@pytest.mark.parametrize("device", ["v5p", "v5e", "v6e"])
+@pytest.mark.parametrize("device", [slow("v5p"), "v5e", slow("v6e")])
 @pytest.mark.parametrize("name", ["blocked", "pallas"])
-@pytest.mark.parametrize("width", [4096, 5120])
+@pytest.mark.parametrize("width", [4096, slow(5120)])
 def test_the_heads_kernels_compile_forward_and_backward(device, name, width):
     def score(hidden, unembed, targets):
         return logprobs_and_entropy(hidden, unembed, targets, implementation=name)[0].sum()
@@ -183,19 +187,38 @@ def test_the_heads_kernels_compile_forward_and_backward(device, name, width):
 # The recipes' programs.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["v6e", "v5e"])
-def test_the_sft_step_of_two_layers(device):
+def test_the_sft_step_of_two_layers_with_a_tensor_axis(device):
     found = short_sft(device, "fsdp=4,tensor=2")
     assert found.kernel_count("splash_mha") == 4
     check_collectives(found)
     check_no_logits(found, 2048)
 
 
-@pytest.mark.parametrize("program", ["update", "score", "finish", "prefill", "decode"])
+@pytest.mark.parametrize("program", [slow("update"), slow("score"), "finish", "prefill", "decode"])
 def test_the_rl_programs_of_two_layers(program):
     found = short_rl("v6e", "fsdp=8", program)
-    check_collectives(found)
+    if program not in (
+        "prefill",
+        "decode",
+    ):  # the engine's weights are whole on every device: it gathers nothing
+        check_collectives(found)
     if program in ("update", "score"):
         check_no_logits(found, 2048)
     if program == "decode":  # every device on its own: nothing is exchanged for a token but its outcome
         assert all(c.bytes < MIB for c in found.collectives)
+
+
+@pytest.mark.parametrize(
+    ("preset", "device", "mesh"),
+    [("sft_qwen3_8b_v6e8", "v6e", "fsdp=8"), ("sft_qwen3_8b_v5e16", "v5e", "fsdp=16")],
+)
+def test_a_preset_fits_the_chips_that_it_was_planned_for(preset, device, mesh):
+    """Before: refused on 8 x v6e, 32.9 GiB of 31.25."""
+    found = aot.compile_for(device, mesh, aot.sft_program(sft(preset)))
+    assert found.total <= found.device.usable
+    # Forward, forward again in the backward pass, and two backward kernels, in one loop over the layers.
+    assert found.kernel_count("splash_mha") == 4
+    check_collectives(found, layers=36)
+    check_no_logits(found, 16384)

@@ -26,6 +26,7 @@ class CompiledProgram:
     temporaries: int
     output: int
     aliased: int  # of the output, in the place of arguments that are given away
+    compiler_peak: int  # by its own count, arguments included; 0 where it gives none
     beside: Mapping[str, int]  # what else lies on the device meanwhile, by name
     collectives: tuple[Collective, ...]
     kernels: tuple[Kernel, ...]  # custom calls: Pallas, splash, cuDNN, cuBLAS
@@ -39,8 +40,11 @@ class CompiledProgram:
 
     @property
     def peak(self) -> int:
-        """Most bytes that the program needs: arguments, temporaries, and outputs that are in no argument's place."""
-        return self.arguments + self.temporaries + self.output - self.aliased
+        """Most bytes in use at once, arguments and outputs among them: the compiler's own count, else their sum.
+
+        libtpu's `temporaries` of a large program hold part of its arguments too: there the sum is more than what is used.
+        """
+        return self.compiler_peak or self.arguments + self.temporaries + self.output - self.aliased
 
     @property
     def total(self) -> int:
@@ -55,8 +59,9 @@ class CompiledProgram:
 def compile_for(device: Device | str, mesh: Mesh | str, program: AotProgram) -> CompiledProgram:
     """Compiles a program for a device: by the device's own compiler where that is installed, else by XLA's for CPUs.
 
-    A program that compiles need not fit: libtpu refuses temporaries beyond the chip's memory and counts no arguments, a GPU's
-    compiler refuses nothing. Compare `peak` or `total` with `Device.usable`.
+    A program that compiles need not fit: libtpu refuses what takes more than the chip's memory by itself, a GPU's compiler
+    refuses nothing, and neither knows what else lies there. Compare `total` with `Device.usable`. Devices that are not there have
+    no host memory: with `optimizer.offload` the state still counts among the arguments.
 
     Args:
       mesh: of `mesh_for`, or as `--mesh` has it.
@@ -89,6 +94,7 @@ def compile_for(device: Device | str, mesh: Mesh | str, program: AotProgram) -> 
         temporaries=memory.temp_size_in_bytes,
         output=memory.output_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
+        compiler_peak=getattr(memory, "peak_memory_in_bytes", 0) or 0,
         beside={name: device_bytes(tree) for name, tree in built.beside.items()},
         collectives=collectives,
         kernels=kernels,

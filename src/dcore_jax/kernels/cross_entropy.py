@@ -253,6 +253,7 @@ def _by_vocabulary(hidden, unembed, weighted: _Weighted, layout: Layout) -> tupl
     """Gradients by blocks of the vocabulary, each of which the devices sum and divide at once: a fourth product with the
     vocabulary, and in place of the whole unembedding's gradient in float32 one block of it."""
     (tokens, width), vocab, block = hidden.shape, unembed.shape[1], weighted.block
+    tile = scattered_block(vocab_block(block, vocab), vocab, layout)
 
     def over_tokens(i, carry):
         loss, logsumexp_T = carry
@@ -262,7 +263,7 @@ def _by_vocabulary(hidden, unembed, weighted: _Weighted, layout: Layout) -> tupl
             logits_BxW = dot(hidden_BxD, lax.dynamic_slice_in_dim(unembed, first, size, 1), (1, 0))
             return merge(part, summarise(logits_BxW, columns_B - first))
 
-        part = over_blocks(vocab, vocab_block(block, vocab), statistics, empty(block))
+        part = over_blocks(vocab, tile, statistics, empty(block))
         logprob_B, _, logsumexp_B = finish(across_shards(part, layout.vocab_axis))
         loss -= jnp.sum(jnp.where(weights_B != 0, weights_B * logprob_B, 0))
         return loss, lax.dynamic_update_slice_in_dim(logsumexp_T, logsumexp_B, i * block, 0)
@@ -290,7 +291,6 @@ def _by_vocabulary(hidden, unembed, weighted: _Weighted, layout: Layout) -> tupl
         carry = lax.fori_loop(0, weighted.trips, gradients, (d_hidden_TxD, zeros_WxD))
         return carry[0], write_block(d_unembed_DxV, carry[1], first, layout)
 
-    tile = scattered_block(vocab_block(block, vocab), vocab, layout)
     start = jnp.zeros(weighted.hidden.shape, jnp.float32), empty_gradient(unembed, layout)
     d_hidden_TxD, d_unembed_DxV = over_blocks(vocab, tile, over_vocab, start)
     d_hidden_TxD *= -weighted.weights[weighted.order][:, None]
