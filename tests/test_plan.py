@@ -126,7 +126,7 @@ def run():
         state, metrics = compiled(state, batch)
     jax.block_until_ready((state, metrics))
 
-run()  # threads, their stacks and the products' buffers stay with the process
+jax.block_until_ready(jnp.ones(8) + 1)
 ctypes.CDLL("libc.so.6").malloc_trim(0)
 before = status("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
@@ -275,9 +275,9 @@ def test_a_plan_of_rl_that_does_not_fit_names_a_change_that_was_compiled(tmp_pat
     )
     plan, _ = plan_of(line.split(), tmp_path, monkeypatch, capsys)
     assert plan["fits"] is True and plan["peak_program"] == "decode"
-    assert plan["parts"]["engine_weights"] > 0 and plan["parts"]["engine_cache"] > plan["peak_bytes"] // 2
+    assert plan["parts"]["engine_weights"] > 0 and plan["parts"]["engine_cache"] > plan["peak_bytes"] // 3
     # Less of the device than 1,024 slots need, and more than half as many do.
-    reserve = plan["device_bytes"] - 0.8 * plan["peak_bytes"]
+    reserve = plan["device_bytes"] - 0.85 * plan["peak_bytes"]
     plan, text = plan_of(
         [*line.split(), "--memory-reserve", f"{reserve / 1e6}MB"], tmp_path, monkeypatch, capsys
     )
