@@ -119,18 +119,13 @@ built = aot.sft_program(setting.config, setting.model).build(make_mesh("1"))
 compiled = built.jitted.lower(*built.arguments).compile()
 make = jax.jit(lambda: jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), built.arguments)).lower().compile()
 
-
-def run():
-    state, batch = make()
-    for _ in range(2):
-        state, metrics = compiled(state, batch)
-    jax.block_until_ready((state, metrics))
-
-run()  # threads, their stacks and the products' buffers stay with the process
+jax.block_until_ready(jnp.ones(8) + 1)
 ctypes.CDLL("libc.so.6").malloc_trim(0)
 before = status("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
-run()
+state, batch = jax.block_until_ready(make())
+for _ in range(2):
+    state, metrics = jax.block_until_ready(compiled(state, batch))
 print(json.dumps(status("VmHWM") - before))
 """
 MEASURED_CASES = {
@@ -153,7 +148,9 @@ for case in MEASURED_CASES.values():
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
 @pytest.mark.parametrize("case", MEASURED_CASES)
 def test_the_plan_is_within_a_tenth_of_what_a_process_takes(case):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    # Of the tests, not of a run: threads for eight virtual devices.
+    inherited = {name: value for name, value in os.environ.items() if name != "NPROC"}
+    environment = {**inherited, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     command = [sys.executable, "-c", MEASURED, str(Path(__file__).parent), case]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     measured = json.loads(done.stdout.splitlines()[-1])
@@ -275,9 +272,9 @@ def test_a_plan_of_rl_that_does_not_fit_names_a_change_that_was_compiled(tmp_pat
     )
     plan, _ = plan_of(line.split(), tmp_path, monkeypatch, capsys)
     assert plan["fits"] is True and plan["peak_program"] == "decode"
-    assert plan["parts"]["engine_weights"] > 0 and plan["parts"]["engine_cache"] > plan["peak_bytes"] // 2
+    assert plan["parts"]["engine_weights"] > 0 and plan["parts"]["engine_cache"] > plan["peak_bytes"] // 3
     # Less of the device than 1,024 slots need, and more than half as many do.
-    reserve = plan["device_bytes"] - 0.8 * plan["peak_bytes"]
+    reserve = plan["device_bytes"] - 0.85 * plan["peak_bytes"]
     plan, text = plan_of(
         [*line.split(), "--memory-reserve", f"{reserve / 1e6}MB"], tmp_path, monkeypatch, capsys
     )
