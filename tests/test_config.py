@@ -1,6 +1,7 @@
 """Configs: YAML and flags into frozen dataclasses, nothing unknown and nothing silent."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ from dcore_jax import UserError
 from dcore_jax.cli.options import nano_or_paper, parse_options, refuse_repeated_flags
 from dcore_jax.config import (
     config_from_dict,
+    config_names,
     config_to_dict,
     differences,
+    find_config,
     read_config,
     write_config,
 )
@@ -49,9 +52,8 @@ def test_the_8b_preset_is_the_papers():
         16384,
         "bfloat16",
     )
-    assert (
-        dataclasses.replace(config, model="", output=SFTConfig().output) == SFTConfig()
-    )  # the defaults are the paper's too
+    # Microbatches change memory, not the batch. The defaults are the paper's too.
+    assert dataclasses.replace(config, model="", output=SFTConfig().output, accumulation=1) == SFTConfig()
 
 
 def parse(*arguments):
@@ -200,3 +202,9 @@ def test_processes_are_found_by_the_variables_of_each_launcher(variables, expect
 def test_a_pod_is_joined_whatever_it_counts():
     assert processes_of({"TPU_WORKER_HOSTNAMES": "a,b"}).several
     assert not processes_of({"TPU_WORKER_HOSTNAMES": "localhost"}).several
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_preset_names_the_device_that_it_was_planned_for(name):
+    comments = [line for line in find_config(name).read_text().splitlines() if line.startswith("#")]
+    assert re.search(r"\b(H100|H200|A100|v5p|v5e|v6e|GPU|CPU)\b", "\n".join(comments))

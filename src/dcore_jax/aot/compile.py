@@ -26,6 +26,7 @@ class CompiledProgram:
     temporaries: int
     output: int
     aliased: int  # of the output, in the place of arguments that are given away
+    compiler_peak: int  # the most that is in use at once, by the compiler's own count; 0 where it gives none
     beside: Mapping[str, int]  # what else lies on the device meanwhile, by name
     collectives: tuple[Collective, ...]
     kernels: tuple[Kernel, ...]  # custom calls: Pallas, splash, cuDNN, cuBLAS
@@ -89,6 +90,7 @@ def compile_for(device: Device | str, mesh: Mesh | str, program: AotProgram) -> 
         temporaries=memory.temp_size_in_bytes,
         output=memory.output_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
+        compiler_peak=getattr(memory, "peak_memory_in_bytes", 0) or 0,
         beside={name: device_bytes(tree) for name, tree in built.beside.items()},
         collectives=collectives,
         kernels=kernels,
