@@ -13,9 +13,11 @@ from dcore_jax import UserError, aot
 from dcore_jax.aot import topology
 from dcore_jax.cli import main
 from dcore_jax.cli.plan import run
+from dcore_jax.lora import LoraConfig
 from dcore_jax.mesh import parse_mesh
 from dcore_jax.plan import Setting, Workload, device_named, make_plan
 from dcore_jax.plan.changes import changes, first_change
+from dcore_jax.plan.parts import argument_parts
 from dcore_jax.plan.plan import recipe_steps, step_phases
 from dcore_jax.plan.programs import ProgramPlan
 from dcore_jax.plan.roofline import Phase, Rates, recipe_cost
@@ -23,7 +25,7 @@ from dcore_jax.plan.work import Work
 from dcore_jax.rl.config import RLConfig, RolloutConfig
 from dcore_jax.sft.config import PackingConfig, SFTConfig
 from dcore_jax.target import Target, compiling_for
-from dcore_jax.training import ComputeConfig
+from dcore_jax.training import ComputeConfig, OptimizerConfig
 
 GIB = 2**30
 
@@ -92,6 +94,34 @@ def test_flops_are_those_of_the_programs_products(remat):
     assert phase.work.flops == pytest.approx(products(traced), rel=0.01)
 
 
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+@pytest.mark.parametrize(
+    ("remat", "targets"), [("none", ("q_proj", "v_proj")), ("full", ("q_proj", "down_proj"))]
+)
+def test_loras_flops_are_those_of_the_programs_products(remat, targets, quantize):
+    lora = LoraConfig(rank=16, targets=targets, quantize=quantize)
+    setting = sft_setting(remat=remat, lora=lora, model=small_model(intermediate_size=128))
+    mesh = aot.mesh_for(setting.device, "1")
+    with compiling_for(Target("cpu")):
+        built = aot.sft_program(setting.config, setting.model).build(mesh)
+        traced = built.jitted.trace(*built.arguments).jaxpr
+    (phase,) = step_phases(setting, Workload(10, 256), ())
+    # The head's gradient is traced; nothing reads it, and the compiler drops it (asserted in test_aot_tpu.py).
+    dropped = 2 * (64 * 512) * (2 * 256)
+    assert phase.work.flops == pytest.approx(products(traced) - dropped, rel=0.001)
+
+
+def test_loras_useful_flops_are_four_per_frozen_weight_and_six_per_trained():
+    def useful(**lora):
+        (phase,) = step_phases(sft_setting(lora=LoraConfig(**lora)), Workload(10, 256), ())
+        return phase.work.useful
+
+    frozen = 3 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 96) + 64 * 512
+    adapters = 3 * 4 * ((64 + 64) + (96 + 64))
+    lora = useful(rank=4, targets=("q_proj", "down_proj"))
+    assert useful() - lora == pytest.approx((2 * frozen - 6 * adapters) * 2 * 256)
+
+
 def test_useful_flops_are_six_per_weight_and_token_and_twelve_per_key():
     setting = sft_setting()
     (phase,) = step_phases(setting, Workload(10, 256), ())
@@ -99,6 +129,53 @@ def test_useful_flops_are_six_per_weight_and_token_and_twelve_per_key():
     matrices = model.num_layers * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 96) + 64 * 512
     keys = sum(position + 1 for position in range(256)) * 2
     assert phase.work.useful == pytest.approx(6 * matrices * tokens + 12 * 3 * 4 * 16 * keys, rel=0.01)
+
+
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+def test_a_plan_of_lora_holds_the_base_as_it_is_stored_and_the_moments_of_adapters_alone(quantize):
+    lora = LoraConfig(rank=4, targets=("q_proj", "down_proj"), quantize=quantize)
+    model = small_model(intermediate_size=128)
+    compute = ComputeConfig(dtype="bfloat16", remat="full")
+    setting = sft_setting(compute=compute, accumulation=2, lora=lora, model=model)
+    if quantize == "none":
+        with compiling_for(Target("cpu")):
+            mesh = aot.mesh_for(setting.device, "1")
+            parts = argument_parts(aot.sft_program(setting.config, model).build(mesh))
+    else:  # the same, and what the compiler adds
+        plan = make_plan(setting, Workload(10, 256))
+        parts = plan.largest.parts
+        assert sum(parts.values()) == plan.peak and plan.fits
+        assert parts["gradients"] == parts["parameters"]
+    layers, width, query, key, mlp, rank = 3, 64, 64, 32, 128, 4
+    adapters = 4 * layers * rank * ((width + query) + (mlp + width))
+    matrices = layers * (2 * width * query + 2 * width * key + 3 * width * mlp)
+    # Codes and scales, or bfloat16.
+    stored = matrices // 2 + matrices // 64 * 4 if quantize == "nf4" else 2 * matrices
+    norms = layers * (2 * width + 2 * 16) + width
+    assert parts["frozen_base"] == stored + 2 * 512 * width + 4 * norms
+    assert parts["parameters"] == adapters
+    assert 0 <= parts["moments"] - 2 * adapters <= 16  # with the optimizer's counters
+
+
+def test_loras_rl_programs_hold_one_base_and_no_reference():
+    rollout = RolloutConfig(group=2, max_prompt=64, max_response=64)
+    compute = ComputeConfig(dtype="float32")
+    config = RLConfig(prompts=4, updates=1, rollout=rollout, compute=compute, lora=LoraConfig(rank=4))
+    model, mesh = small_model(), aot.mesh_for(device_named("cpu"), "1")
+    base = 4 * model.num_parameters
+
+    def parts(make):
+        with compiling_for(Target("cpu")):
+            return argument_parts(make(config, model).build(mesh))
+
+    makers = aot.rl_score_program, aot.rl_update_program, aot.rl_finish_program, aot.decode_program
+    found = [parts(make) for make in makers]
+    adapters = 4 * 3 * 4 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 96))
+    for each in found:
+        assert (each["frozen_base"], each["parameters"]) == (base, adapters) and "reference" not in each
+        assert 0 <= each["moments"] - 2 * adapters <= 16
+    assert found[1]["gradients"] == found[2]["gradients"] == adapters
+    assert found[3]["engine_weights"] == base  # merged
 
 
 MEASURED = """
@@ -190,6 +267,35 @@ def test_changes_go_from_the_cheapest_to_the_dearest_and_each_keeps_those_before
         f"{moments.format(2)} --mesh fsdp=8",
         f"{moments.format(1)} --mesh fsdp=16",
     ]
+
+
+def test_on_one_chip_lora_is_offered_before_more_chips_and_chips_do_not_stand_on_it():
+    bfloat16 = OptimizerConfig(moments="bfloat16")
+    asked = dataclasses.replace(eight_b(optimizer=bfloat16), mesh=parse_mesh("1"))
+    options = [" ".join(change.options) for change in changes(asked, "SFT step")]
+    before = "--compute.remat full --accumulation 16"
+    first = options.index(f"{before} --lora.rank 16")
+    assert options[first - 1 : first + 3] == [
+        before,
+        f"{before} --lora.rank 16",
+        f"{before} --lora.rank 16 --lora.quantize nf4",
+        "--compute.remat full --accumulation 8 --mesh fsdp=2",
+    ]
+    # A LoRA run's base is put in nf4, and stays there when chips are added.
+    adapted = dataclasses.replace(asked, config=dataclasses.replace(asked.config, lora=LoraConfig(rank=8)))
+    last = list(changes(adapted, "SFT step"))[-1]
+    assert last.setting.config.lora == LoraConfig(rank=8, quantize="nf4") and last.setting.devices > 1
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+def test_lora_in_place_of_rls_recipe_keeps_no_reference_on_the_host(on_host):
+    config = RLConfig(model="8b", prompts=8, reference_on_host=on_host)
+    setting = Setting(config, aot.model_of("8b"), device_named("h100"), parse_mesh("1"))
+    lora = [change for change in changes(setting, "RL update") if change.setting.config.lora]
+    assert [change.setting.config.lora.quantize for change in lora] == ["none", "nf4"]
+    for change in lora:
+        assert "reference" not in change.text and not change.setting.config.reference_on_host
+        assert not any("reference" in option for option in change.options)  # with LoRA it is refused
 
 
 def test_the_first_change_that_fits_is_the_one_that_is_named():

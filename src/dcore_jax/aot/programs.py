@@ -32,6 +32,7 @@ from dcore_jax.rl.step import Accumulated
 from dcore_jax.sft.config import SFTConfig
 from dcore_jax.sft.step import Batch, make_train_step
 from dcore_jax.training import TrainSetup
+from dcore_jax.training.state import whole_model
 
 _UPDATES = 1000  # optimizer steps of the schedule; a constant in the program, no size depends on it
 _STOP_IDS = 8  # columns of the decoder's table of stop tokens
@@ -77,7 +78,9 @@ def sft_program(config: SFTConfig, model: ModelConfig | None = None) -> AotProgr
         ids, mask = (_shape(shape, dtype, where) for dtype in (jnp.int32, jnp.bool_))
         weights = None if config.loss.name == "sft" else _shape(shape, jnp.float32, where)
         batch = Batch(ids, ids, ids, mask, mask, weights)
-        return Built(setup.compile_step(step, "").jitted, (setup.abstract_state, batch))
+        return Built(
+            setup.compile_step(step, "").jitted, (setup.abstract_state, batch, setup.abstract_frozen)
+        )
 
     return AotProgram("SFT step", build)
 
@@ -90,7 +93,7 @@ def rl_score_program(config: RLConfig, model: ModelConfig | None = None) -> AotP
         setup, programs = _rl(config, model, mesh)
         mask = _shape((config.responses_per_update, config.rollout.max_response), jnp.bool_)
         state = setup.abstract_state
-        arguments = (state.params, _rows(config, setup), mask)
+        arguments = (whole_model(state.params, setup.abstract_frozen), _rows(config, setup), mask)
         return Built(
             programs.logprobs.jitted, arguments, {"optimizer": state.optimizer, **_beside(config, setup)}
         )
@@ -107,7 +110,8 @@ def rl_update_program(config: RLConfig, model: ModelConfig | None = None) -> Aot
         state, policy = setup.abstract_state, _policy(config, programs, setup)
         accumulated = _accumulated(programs, setup)
         denominator = _shape((), jnp.float32, setup.replicated)
-        arguments = (state.params, accumulated, _rows(config, setup), policy, denominator)
+        rows = _rows(config, setup)
+        arguments = (state.params, accumulated, rows, policy, denominator, setup.abstract_frozen)
         return Built(
             programs.accumulate.jitted, arguments, {"optimizer": state.optimizer, **_beside(config, setup)}
         )
@@ -122,7 +126,7 @@ def rl_finish_program(config: RLConfig, model: ModelConfig | None = None) -> Aot
     def build(mesh: Mesh) -> Built:
         setup, programs = _rl(config, model, mesh)
         arguments = (setup.abstract_state, _accumulated(programs, setup))
-        return Built(programs.finish.jitted, arguments, _beside(config, setup))
+        return Built(programs.finish.jitted, arguments, {**_frozen(setup), **_beside(config, setup)})
 
     return AotProgram("RL optimizer step", build)
 
@@ -188,6 +192,7 @@ def _setup(config: SFTConfig | RLConfig, model: ModelConfig, mesh: Mesh) -> Trai
         optimizer=config.optimizer,
         updates=_UPDATES,
         seed=config.seed,
+        lora=config.lora,
         model_config=model,
     )
 
@@ -205,7 +210,8 @@ def _network(setup: TrainSetup) -> Network:
 def _beside(config: RLConfig, setup: TrainSetup) -> dict[str, PyTree]:
     """What an RL run holds on the devices while it trains, beside the state."""
     held: dict[str, PyTree] = {}
-    if config.running_algorithm().needs_reference and not config.reference_on_host:
+    # With LoRA the reference is the base with B = 0: no second copy.
+    if config.running_algorithm().needs_reference and not config.reference_on_host and not setup.lora:
         held["reference"] = setup.abstract_state.params
     # With staleness it samples at the same time; else it has given its memory back.
     if config.engine.name == "native" and config.rollout.staleness:
@@ -217,7 +223,13 @@ def _beside(config: RLConfig, setup: TrainSetup) -> dict[str, PyTree]:
 def _while_sampling(config: RLConfig, setup: TrainSetup) -> dict[str, PyTree]:
     """What an RL run holds on the devices while its engine samples."""
     held = _beside(replace(config, rollout=replace(config.rollout, staleness=0)), setup)
-    return {"parameters": setup.abstract_state.params, "optimizer": setup.abstract_state.optimizer, **held}
+    state = setup.abstract_state
+    return {"parameters": state.params, "optimizer": state.optimizer, **_frozen(setup), **held}
+
+
+def _frozen(setup: TrainSetup) -> dict[str, PyTree]:
+    """The base of a LoRA run, beside programs that it is no argument of."""
+    return {} if setup.abstract_frozen is None else {"frozen base": setup.abstract_frozen}
 
 
 def _rows(config: RLConfig, setup: TrainSetup) -> Rows:

@@ -114,15 +114,15 @@ def _plan(options: PlanOptions, name: str, config: Any) -> tuple[str, dict[str, 
 def _table(options: PlanOptions, recipe: Sequence[str]) -> None:
     from dcore_jax import plan
 
-    mesh_text = _value(recipe, "--mesh") or _MESH
-    mesh = parse_mesh(mesh_text)
-    _prepare(mesh)
+    asked = _value(recipe, "--mesh")
+    _prepare(parse_mesh(asked or _MESH))
     names = options.device or tuple(name for name in plan.DEVICES if name != "t4")
     devices = [plan.device_named(name) for name in names]
     chosen = _values(recipe, "--config") or plan.planned_presets()
     rows = []
     for name in chosen:
-        _, config = _recipe(["--config", name, "--mesh", mesh_text])
+        _, config = _recipe(["--config", name, *(("--mesh", asked) if asked else ())])
+        mesh = parse_mesh(config.mesh or _MESH)  # LoRA's presets are for one chip
         made = {}
         for device in devices:
             _say(f"{name} on {device.name}")

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dcore_jax.lora import LoraConfig
+from dcore_jax.models.adapters import NF4_BLOCK
 from dcore_jax.plan.programs import ENGINE_PROGRAMS, ProgramPlan, Setting
 from dcore_jax.rl.config import RLConfig
 from dcore_jax.sft.config import SFTConfig
@@ -11,6 +13,7 @@ from dcore_jax.training.config import Remat
 
 _MOST_CHIPS = 64
 _FEWEST_SLOTS = 8
+_RANK = 16  # of adapters, as the shipped presets have it
 
 
 @dataclass(frozen=True)
@@ -63,28 +66,33 @@ def first_change(
 def changes(setting: Setting, largest: str = "") -> Iterator[Change]:
     """From the cheapest to the dearest; each stands on those before it, none of which needs another chip.
 
-    Rematerialisation costs arithmetic, microbatches cost wire, the tensor axis costs more wire, chips cost money.
+    Rematerialisation costs arithmetic, microbatches cost wire, the tensor axis costs more wire, chips cost money. On one chip
+    LoRA comes before more chips; it is another recipe, so chips do not stand on it.
 
     Args:
       largest: the program that does not fit, where it is known.
     """
     decoding = largest in ENGINE_PROGRAMS
-    steps = [_remat, _reference, _engine, _slots, _accumulation, _moments, _tensor, _chips]
+    steps = [_remat, _reference, _engine, _slots, _accumulation, _moments, _nf4, _lora, _tensor, _chips]
     if largest:
         steps = [step for step in steps if step not in ((_remat, _engine) if decoding else (_slots,))]
-    now, words, options = setting, dict[str, str](), dict[str, str]()
+    now, words, options = setting, dict[str, str](), dict[str, str | None]()
     for step in steps:
+        before = now, dict(words), dict(options)
         # Chips are added to the mesh that was asked for.
         for new, texts, given in step(replace(now, mesh=setting.mesh) if step is _chips else now):
             now = new
             words.update(texts)
             options.update(given)
-            flat = tuple(part for name, value in options.items() for part in (f"--{name}", value) if part)
-            yield Change(" and ".join(words.values()), flat, now)
+            said = ((f"--{name}", value) for name, value in options.items() if value is not None)
+            flat = tuple(word for pair in said for word in pair if word)
+            yield Change(" and ".join(filter(None, words.values())), flat, now)
+        if step is _lora:
+            now, words, options = before
 
 
-# (the changed setting, what is said of it by subject, options of the recipe's command with their values)
-_Step = Iterator[tuple[Setting, dict[str, str], dict[str, str]]]
+# (the changed setting, what is said of it by subject, options of the recipe's command: a value, "" for a switch, None: no longer)
+_Step = Iterator[tuple[Setting, dict[str, str], dict[str, str | None]]]
 
 
 def _with(setting: Setting, **changed: Any) -> Setting:
@@ -107,7 +115,7 @@ def _reference(now: Setting) -> _Step:
     config = now.config
     if not isinstance(config, RLConfig) or config.reference_on_host:
         return
-    if config.running_algorithm().needs_reference:
+    if config.running_algorithm().needs_reference and not config.lora:  # LoRA's reference is the base
         new = _with(now, reference_on_host=True)
         yield new, {"reference": "reference on the host"}, {"reference-on-host": ""}
 
@@ -137,6 +145,29 @@ def _moments(now: Setting) -> _Step:
         yield new, {"moments": "a bfloat16 first moment"}, {"optimizer.moments": "bfloat16"}
 
 
+def _nf4(now: Setting) -> _Step:
+    """The frozen base in 4 bits, where there is one."""
+    lora, model = now.config.lora, now.model
+    inputs = (model.hidden_size, model.num_heads * model.head_dim, model.intermediate_size)
+    if lora and lora.quantize == "none" and not any(size % NF4_BLOCK for size in inputs):
+        new = _with(now, lora=replace(lora, quantize="nf4"))
+        yield new, {"nf4": "the base in nf4"}, {"lora.quantize": "nf4"}
+
+
+def _lora(now: Setting) -> _Step:
+    """Adapters in place of all parameters, on the one chip that was asked for; then with the base in 4 bits."""
+    if now.config.lora or now.devices > 1:
+        return
+    words, options = {"lora": f"LoRA of rank {_RANK}"}, dict[str, str | None]({"lora.rank": str(_RANK)})
+    changed: dict[str, Any] = {"lora": LoraConfig(rank=_RANK)}
+    if isinstance(now.config, RLConfig) and now.config.reference_on_host:  # the reference is the base
+        changed["reference_on_host"] = False
+        words["reference"], options["reference-on-host"] = "", None
+    new = _with(now, **changed)
+    yield new, words, options
+    yield from _nf4(new)
+
+
 def _accumulation(now: Setting) -> _Step:
     config = now.config
     if isinstance(config, SFTConfig):
@@ -163,9 +194,9 @@ def _chips(now: Setting) -> _Step:
             yield _on_mesh(now, mesh)
 
 
-def _on_mesh(now: Setting, mesh: dict[str, int]) -> tuple[Setting, dict[str, str], dict[str, str]]:
+def _on_mesh(now: Setting, mesh: dict[str, int]) -> tuple[Setting, dict[str, str], dict[str, str | None]]:
     new = replace(now, mesh=mesh)
-    texts, options = {"mesh": f"mesh {new.mesh_text}"}, {"mesh": new.mesh_text}
+    texts, options = {"mesh": f"mesh {new.mesh_text}"}, dict[str, str | None]({"mesh": new.mesh_text})
     if new.devices != now.devices:
         texts = {"mesh": f"{new.devices} chips (mesh {new.mesh_text})"}
     if isinstance(new.config, SFTConfig):

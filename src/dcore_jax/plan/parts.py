@@ -13,6 +13,7 @@ from dcore_jax.aot import Built, CompiledProgram, device_bytes
 from dcore_jax.engines.native.cache import LayerCache
 from dcore_jax.engines.native.network import RolloutWeights
 from dcore_jax.kernels.tiles import cross_entropy_block, token_block, vocab_block
+from dcore_jax.lora import partition
 from dcore_jax.plan.work import Shape
 from dcore_jax.rl.step import Accumulated
 from dcore_jax.target import Target, compiling_for
@@ -26,11 +27,22 @@ PARTS = ("parameters", "moments", "gradients", "activations", "logits", "engine_
 def argument_parts(built: Built) -> dict[str, int]:
     """Bytes on a device of a program's arguments, and of what lies beside it, by part."""
     parts: dict[str, int] = {}
+    lora = any(_adapters(argument) for argument in built.arguments)
     for argument in built.arguments:
-        _add(parts, _parts_of(argument))
+        if lora and isinstance(argument, nnx.State):
+            trained, frozen = partition(argument)
+            _add(parts, {"parameters": device_bytes(trained), "frozen_base": device_bytes(frozen)})
+        else:
+            _add(parts, _parts_of(argument))
     for name, tree in built.beside.items():
         _add(parts, _optimizer_parts(tree) if name == "optimizer" else {_key(name): device_bytes(tree)})
     return parts
+
+
+def _adapters(argument: Any) -> bool:
+    """Whether it holds adapters: the other parameters are then the frozen base."""
+    params = argument.params if isinstance(argument, TrainState) else argument
+    return isinstance(params, nnx.State) and bool(jax.tree.leaves(partition(params)[0]))
 
 
 def _parts_of(argument: Any) -> dict[str, int]:
@@ -48,7 +60,7 @@ def _parts_of(argument: Any) -> dict[str, int]:
 
 
 def state_parts(state: TrainState) -> dict[str, int]:
-    """Of what a run carries from step to step. Weights that are not trained would be told apart here."""
+    """Of what a run carries from step to step; with LoRA the parameters are the adapters, and the base is no part of it."""
     parts = {"parameters": device_bytes(state.params), **_optimizer_parts(state.optimizer)}
     if state.ema is not None:
         parts["average"] = device_bytes(state.ema)
@@ -89,7 +101,13 @@ def memory_parts(
     named = sum(parts.values())
     left = compiled.total - named
     for name, size in temporary_parts(
-        shape, compiled.name, tokens=tokens, head_tokens=head_tokens, accumulation=accumulation, target=target
+        shape,
+        compiled.name,
+        tokens=tokens,
+        head_tokens=head_tokens,
+        accumulation=accumulation,
+        target=target,
+        adapters=parts.get("parameters", 0),
     ).items():
         if name == "activations" and widened:
             left //= 2
@@ -112,9 +130,20 @@ def in_order(parts: Mapping[str, int]) -> dict[str, int]:
 
 
 def temporary_parts(
-    shape: Shape, program: str, *, tokens: int, head_tokens: int, accumulation: int, target: Target
+    shape: Shape,
+    program: str,
+    *,
+    tokens: int,
+    head_tokens: int,
+    accumulation: int,
+    target: Target,
+    adapters: int = 0,
 ) -> dict[str, int]:
-    """What a training program must hold beside its arguments, by its shapes: see `memory_parts`."""
+    """What a training program must hold beside its arguments, by its shapes: see `memory_parts`.
+
+    Args:
+      adapters: bytes of a LoRA run's adapters, whose gradients alone are held, float32 as they are.
+    """
     if program not in ("SFT step", "RL score", "RL update"):
         return {}
     local, heads = tokens // shape.batch_shards, max(1, head_tokens // shape.batch_shards)
@@ -129,7 +158,7 @@ def temporary_parts(
     if program == "RL score":
         return parts
     gradient = 4 if accumulation > 1 else jnp.dtype(shape.compute.param_dtype).itemsize
-    parts["gradients"] = gradient * shape.model.num_parameters // shape.devices
+    parts["gradients"] = adapters if shape.lora else gradient * shape.model.num_parameters // shape.devices
     parts["activations"] = local * shape.model.num_layers * _kept_per_token(shape)
     return parts
 

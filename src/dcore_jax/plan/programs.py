@@ -85,7 +85,13 @@ class Setting:
             length=self.row_length,
         )
         return Shape(
-            self.model, compute, attention, self.batch_shards, self.mesh["tensor"], self.device.platform
+            self.model,
+            compute,
+            attention,
+            self.batch_shards,
+            self.mesh["tensor"],
+            self.device.platform,
+            self.config.lora or None,
         )
 
 

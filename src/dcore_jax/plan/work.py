@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from dcore_jax.lora import LoraConfig
 from dcore_jax.metrics import training_flops
 from dcore_jax.models import Compute, ModelConfig
+from dcore_jax.models.adapters import NF4_BLOCK
 
 # Products of the scores' size in attention's backward pass: scores again, d_weights, d_values, d_queries, d_keys. Splash runs two
 # kernels, each of which computes the first two.
@@ -49,6 +51,7 @@ class Shape:
     batch_shards: int  # data x fsdp
     tensor: int
     platform: str = "gpu"  # cpu | gpu | tpu
+    lora: LoraConfig | None = None  # None: all parameters are trained
 
     @property
     def devices(self) -> int:
@@ -66,6 +69,19 @@ class Shape:
         return self.model.vocab_size * self.model.hidden_size
 
     @property
+    def adapter_weights(self) -> int:
+        """Weights of all adapters, which alone are trained; 0 where all parameters are."""
+        if not self.lora:
+            return 0
+        ends = _ends(self.model)
+        return self.model.num_layers * self.lora.rank * sum(sum(ends[name]) for name in self.lora.targets)
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes that a weight of a layer's matrix is read and sent in: nf4 has 4 bits, and a float32 scale for 64 of them."""
+        return 0.5 + 4 / NF4_BLOCK if self.lora and self.lora.quantize == "nf4" else float(self.itemsize)
+
+    @property
     def channels(self) -> int:
         """Channels of all heads of all layers: two FLOPs each are a product of the scores' size, for one query and key."""
         return self.model.num_layers * self.model.num_heads * self.model.head_dim
@@ -74,6 +90,21 @@ class Shape:
     def itemsize(self) -> int:
         """Bytes of an activation."""
         return jnp.dtype(self.compute.dtype).itemsize
+
+
+def _ends(model: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of a layer's matrices, by the names of LoraConfig.targets."""
+    width, mlp = model.hidden_size, model.intermediate_size
+    query, key = (n * model.head_dim for n in (model.num_heads, model.num_kv_heads))
+    return {
+        "q_proj": (width, query),
+        "k_proj": (width, key),
+        "v_proj": (width, key),
+        "o_proj": (query, width),
+        "gate_proj": (width, mlp),
+        "up_proj": (width, mlp),
+        "down_proj": (mlp, width),
+    }
 
 
 def attended_keys(tokens: int, sample: int) -> float:
@@ -111,11 +142,17 @@ def training_work(
     head_tokens = tokens if head_tokens is None else head_tokens
     forward_only = program == "RL score"
     visited, attended = visited_keys(shape, tokens, row, sample), attended_keys(tokens, sample)
-    useful = training_flops(shape.model, tokens, head_tokens, round(attended))
+    useful = training_flops(
+        shape.model,
+        tokens,
+        head_tokens,
+        round(attended),
+        adapter_parameters=shape.adapter_weights if shape.lora and not forward_only else None,
+    )
     if forward_only:
-        useful /= 3
+        useful = useful / 3 + 2.0 * shape.adapter_weights * tokens
     flops = _layer_flops(shape, tokens, visited, forward_only)
-    flops += 2.0 * HEAD_PRODUCTS[program] * shape.head_weights * head_tokens
+    flops += 2.0 * _head_products(shape, program) * shape.head_weights * head_tokens
     return Work(
         flops,
         useful,
@@ -123,12 +160,23 @@ def training_work(
     )
 
 
+def _head_products(shape: Shape, program: str) -> int:
+    # A frozen head has no gradient.
+    return HEAD_PRODUCTS[program] - (bool(shape.lora) and program != "RL score")
+
+
 def _layer_flops(shape: Shape, tokens: int, visited: int | float, forward_only: bool) -> float:
     weights, scores = 2.0 * shape.layer_weights * tokens, 2.0 * shape.channels * visited
-    forward = weights + 2 * scores
+    adapters = 2.0 * shape.adapter_weights * tokens
+    forward = weights + adapters + 2 * scores
     if forward_only:
         return forward
-    backward = 2 * weights + _BACKWARD_PRODUCTS.get(shape.attention, 5) * scores
+    # Of a frozen matrix the gradient of its inputs alone.
+    backward = (
+        (1 if shape.lora else 2) * weights
+        + 2 * adapters
+        + _BACKWARD_PRODUCTS.get(shape.attention, 5) * scores
+    )
     return forward + backward + _again(shape, tokens, scores)
 
 
@@ -136,7 +184,11 @@ def _again(shape: Shape, tokens: int, scores: int | float) -> float:
     """What rematerialisation computes again: of a layer, everything that its backward pass reads, so not the last product."""
     model = shape.model
     last = model.num_layers * model.intermediate_size * model.hidden_size
-    weights = 2.0 * (shape.layer_weights - last) * tokens
+    if shape.lora and "down_proj" in shape.lora.targets:
+        last += (
+            model.num_layers * shape.lora.rank * model.hidden_size
+        )  # B's product; A's is read by the gradient of B
+    weights = 2.0 * (shape.layer_weights + shape.adapter_weights - last) * tokens
     return {
         "none": 0.0,
         "dots": 2 * scores,
@@ -158,9 +210,12 @@ def _layer_traffic(shape: Shape, tokens: int, forward_only: bool, microbatches: 
     attention = 2 * width + (query + 2 * key) + 2 * (query + key) + (2 * query + 2 * key) + query + 4 * width
     per_token = model.num_layers * (attention + 2 * width + 6 * mlp + 4 * width) * shape.itemsize
     passes = _passes(shape, forward_only)
-    weights = passes * shape.layer_weights / tensor * shape.itemsize
+    weights = passes * shape.layer_weights / tensor * shape.weight_bytes
+    weights += passes * shape.adapter_weights / tensor * 4
     if not forward_only:
-        weights += shape.layer_weights / tensor * 4  # the gradient is written
+        weights += (
+            (shape.adapter_weights if shape.lora else shape.layer_weights) / tensor * 4
+        )  # the gradient is written
     return passes * per_token * tokens / shape.batch_shards + microbatches * weights
 
 
@@ -168,7 +223,8 @@ def _head_traffic(shape: Shape, tokens: int) -> float:
     local, vocab = tokens / shape.batch_shards, shape.model.vocab_size / shape.tensor
     blocks = math.ceil(local / 1024)
     # Logits are written once and read three times; the head is read and its gradient's accumulator read and written by block.
-    return 4 * local * vocab * 4 + blocks * vocab * shape.model.hidden_size * (shape.itemsize + 8)
+    each = shape.itemsize + (0 if shape.lora else 8)
+    return 4 * local * vocab * 4 + blocks * vocab * shape.model.hidden_size * each
 
 
 def training_wire(shape: Shape, *, program: str, tokens: int, fsdp: int, microbatches: int = 1) -> float:
@@ -177,8 +233,13 @@ def training_wire(shape: Shape, *, program: str, tokens: int, fsdp: int, microba
     Weights are gathered for the forward pass and again for the backward pass, which scatters their gradients.
     """
     model, forward_only = shape.model, program == "RL score"
-    size = model.num_parameters / shape.tensor * shape.itemsize
-    sent = microbatches * size * (fsdp - 1) / fsdp * (1 if forward_only else 3)
+    rest = (model.num_parameters - shape.layer_weights) * shape.itemsize
+    base = (shape.layer_weights * shape.weight_bytes + rest) / shape.tensor
+    adapters = shape.adapter_weights / shape.tensor * shape.itemsize
+    times = (
+        (1, 1) if forward_only else (2 if shape.lora else 3, 3)
+    )  # a frozen base has no gradient to scatter
+    sent = microbatches * (times[0] * base + times[1] * adapters) * (fsdp - 1) / fsdp
     # Two sums of hidden states a layer and pass, each sent around twice.
     sums = 4 * model.num_layers * tokens / shape.batch_shards * model.hidden_size * shape.itemsize
     return sent + _passes(shape, forward_only) * sums * (shape.tensor - 1) / shape.tensor
