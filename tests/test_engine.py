@@ -485,17 +485,3 @@ def test_a_kept_prefill_is_used_before_new_ones_evict_it(model):
     together = engine.generate([*(Request(ids, SamplingParams(max_tokens=3)) for ids in others), request])
     assert together[-1].ids == alone.ids
     engine.close()
-
-
-def test_a_released_engine_holds_nothing_until_it_has_weights_again(checkpoints):
-    model = load_hf(checkpoints["qwen3"])
-    engine = NativeEngine(model, slots=2)
-    request = Request((1, 2, 3), GREEDY)
-    (before,) = engine.generate([request])
-    engine.release()
-    assert not [leaf for leaf in jax.tree.leaves((engine._weights, engine._cache)) if leaf.size]
-    with pytest.raises(RuntimeError, match="released; update_weights gives it new ones"):
-        engine.generate([request])
-    engine.update_weights(model, 1)
-    (after,) = engine.generate([request])
-    assert after.ids == before.ids and after.logprobs == before.logprobs
