@@ -177,8 +177,8 @@ def test_the_heads_kernels_compile_forward_and_backward(device, name, width):
 
     arrays = (jnp.bfloat16, 2048, width), (jnp.bfloat16, width, VOCAB), (jnp.int32, 2048)
     kernels, text = compile_kernel(device, jax.grad(score, (0, 1)), *arrays)
-    # Interpreted Pallas is a loop of plain operations, without a kernel.
-    assert len(kernels) == (2 if name == "pallas" else 0)
+    # One forward, two backward: the last block of the vocabulary is shorter. Interpreted Pallas would be a loop without a kernel.
+    assert len(kernels) == (3 if name == "pallas" else 0)
     if name == "blocked":
         assert ("f32", (2048, VOCAB)) not in array_shapes(text)
         compile_kernel(device, jax.grad(loss, (0, 1)), *arrays, (jnp.float32, 2048))
