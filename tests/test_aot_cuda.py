@@ -71,7 +71,7 @@ def test_the_attention_policy_runs_cudnns_forward_once(device, policy, forward):
         return jax.checkpoint(layer, policy=REMAT_POLICIES[policy])(q, k, v).astype(jnp.float32).sum()
 
     arrays = [(jnp.bfloat16, 1, 2048, heads, 128) for heads in (32, 8, 8)]
-    kernels, _ = compile_kernel(device, jax.grad(loss, (0, 1, 2)), *arrays, (jnp.int32, 1, 2048))
+    kernels, _ = compile_kernel(device, jax.value_and_grad(loss, (0, 1, 2)), *arrays, (jnp.int32, 1, 2048))
     found = [name for name in kernels if "fmha" in name]
     assert (sum("Backward" not in x for x in found), sum("Backward" in x for x in found)) == (forward, 1)
 
@@ -87,8 +87,8 @@ def test_the_heads_kernels_compile_forward_and_backward(device, name):
 
     arrays = (jnp.bfloat16, 8192, 4096), (jnp.bfloat16, 4096, VOCAB), (jnp.int32, 8192)
     kernels, text = compile_kernel(device, jax.grad(score, (0, 1)), *arrays)
-    # Interpreted Pallas is a loop of plain operations, without a kernel.
-    assert sum("triton" in x or "tile" in x for x in kernels) == (2 if name == "pallas" else 0)
+    # One forward, two backward: the last block of the vocabulary is shorter. Interpreted Pallas would be a loop without a kernel.
+    assert kernels.count("pallas_call") == (3 if name == "pallas" else 0)
     if name == "blocked":
         assert ("f32", (8192, VOCAB)) not in array_shapes(text)
         compile_kernel(device, jax.grad(loss, (0, 1)), *arrays, (jnp.float32, 8192))

@@ -49,13 +49,8 @@ def compile_kernel(device: str, function, *shapes) -> tuple:
     return [kernel.name for kernel in read_hlo(text)[1]], text
 
 
-def sft(
-    preset: str = "sft_qwen3_8b", *, length: int | None = None, rows: int | None = None, **compute
-) -> SFTConfig:
-    config = read_config(SFTConfig, find_config(preset))
-    packing = dataclasses.replace(config.packing, length=length or config.packing.length)
-    compute = dataclasses.replace(config.compute, **compute)
-    return dataclasses.replace(config, rows=rows or config.rows, packing=packing, compute=compute)
+def sft(preset: str) -> SFTConfig:
+    return read_config(SFTConfig, find_config(preset))
 
 
 def rl(preset: str = "rl_qwen3_8b", *, short: bool = False) -> RLConfig:
@@ -70,9 +65,13 @@ def rl(preset: str = "rl_qwen3_8b", *, short: bool = False) -> RLConfig:
 @cache
 def short_sft(device: str, mesh: str, remat: str = "full") -> aot.CompiledProgram:
     """The 8B step of two layers and short rows: the loops, kernels and collectives of the whole."""
-    return aot.compile_for(
-        device, mesh, aot.sft_program(sft(length=2048, rows=8, remat=remat), aot.model_of("8B", layers=2))
+    config = sft("sft_qwen3_8b")
+    packing, compute = (
+        dataclasses.replace(config.packing, length=2048),
+        dataclasses.replace(config.compute, remat=remat),
     )
+    config = dataclasses.replace(config, rows=8, accumulation=1, packing=packing, compute=compute)
+    return aot.compile_for(device, mesh, aot.sft_program(config, aot.model_of("8B", layers=2)))
 
 
 @cache
@@ -177,8 +176,8 @@ def test_the_heads_kernels_compile_forward_and_backward(device, name, width):
 
     arrays = (jnp.bfloat16, 2048, width), (jnp.bfloat16, width, VOCAB), (jnp.int32, 2048)
     kernels, text = compile_kernel(device, jax.grad(score, (0, 1)), *arrays)
-    # Interpreted Pallas is a loop of plain operations, without a kernel.
-    assert len(kernels) == (2 if name == "pallas" else 0)
+    # One forward, two backward: the last block of the vocabulary is shorter. Interpreted Pallas would be a loop without a kernel.
+    assert len(kernels) == (3 if name == "pallas" else 0)
     if name == "blocked":
         assert ("f32", (2048, VOCAB)) not in array_shapes(text)
         compile_kernel(device, jax.grad(loss, (0, 1)), *arrays, (jnp.float32, 2048))
