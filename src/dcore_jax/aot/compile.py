@@ -26,7 +26,9 @@ class CompiledProgram:
     temporaries: int
     output: int
     aliased: int  # of the output, in the place of arguments that are given away
-    compiler_peak: int  # by its own count, arguments included; 0 where it gives none
+    compiler_peak: (
+        int  # by libtpu's count, arguments included; 0 with other compilers, whose counts leave parts out
+    )
     beside: Mapping[str, int]  # what else lies on the device meanwhile, by name
     collectives: tuple[Collective, ...]
     kernels: tuple[Kernel, ...]  # custom calls: Pallas, splash, cuDNN, cuBLAS
@@ -40,7 +42,7 @@ class CompiledProgram:
 
     @property
     def peak(self) -> int:
-        """Most bytes in use at once, arguments and outputs among them: the compiler's own count, else their sum.
+        """Most bytes in use at once, arguments and outputs among them: libtpu's own count, with other compilers their sum.
 
         libtpu's `temporaries` of a large program hold part of its arguments too: there the sum is more than what is used.
         """
@@ -94,7 +96,7 @@ def compile_for(device: Device | str, mesh: Mesh | str, program: AotProgram) -> 
         temporaries=memory.temp_size_in_bytes,
         output=memory.output_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
-        compiler_peak=getattr(memory, "peak_memory_in_bytes", 0) or 0,
+        compiler_peak=memory.peak_memory_in_bytes if platform == "tpu" else 0,
         beside={name: device_bytes(tree) for name, tree in built.beside.items()},
         collectives=collectives,
         kernels=kernels,
