@@ -21,7 +21,6 @@ from flax import nnx
 
 from dcore_jax import UserError, load_hf
 from dcore_jax.engines import NativeEngine, Request, SamplingParams, fan_out
-from dcore_jax.weights import hf_tensors
 
 pytestmark = pytest.mark.vllm
 if find_spec("vllm") is None:
@@ -189,8 +188,10 @@ def test_seeds_repeat_stop_tokens_are_kept_and_prompts_without_room_are_overlong
 def test_two_swapped_layers_in_the_map_are_caught_by_the_canary(over_http, model, monkeypatch):
     from dcore_jax.weights import export
 
-    def swapped(decoder, **settings):
-        tensors = dict(hf_tensors(decoder, **settings))
+    right = export._tensors_in
+
+    def swapped(decoder, dtype_for):
+        tensors = dict(right(decoder, dtype_for))
         for name in list(tensors):
             if ".layers.0." in name:
                 other = name.replace(".layers.0.", ".layers.1.")
@@ -198,7 +199,7 @@ def test_two_swapped_layers_in_the_map_are_caught_by_the_canary(over_http, model
         yield from tensors.items()
 
     with monkeypatch.context() as patch:
-        patch.setattr(export, "hf_tensors", swapped)
+        patch.setattr(export, "_tensors_in", swapped)
         with pytest.raises(
             UserError, match=r"after weight update 7 the canary's log-probabilities are .* nats off"
         ):
