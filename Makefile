@@ -23,7 +23,7 @@ help:
 	@echo "make test       set up, then run the fast tests, the linter and the type checker"
 	@echo "make test-slow  the tests that take minutes;  make test-wheel: those of the built wheel alone (2 minutes)"
 	@echo "make test-network  those that compare with released artefacts from npm and PyPI (minutes; 1 GB in .cache/oracles)"
-	@echo "make test-bfcl  BFCL's prompts, and its 800 multi-turn references played to the end (5 to 10 minutes)"
+	@echo "make test-bfcl  BFCL's prompts, its 800 multi-turn references played to the end, its command line (10 minutes)"
 	@echo "make test-browser  the pages that runs write, in a real browser (skipped where there is none: apt-get install chromium)"
 	@echo "make docs       the documentation as a site in site/; a broken link or reference fails"
 	@echo "make vllm       vLLM beside JAX in an environment of its own, .venv-vllm;  make test-vllm: its tests (5 minutes)"
@@ -66,9 +66,9 @@ test-network: $(VENV)/.test
 	@PATH="$$PATH:$(CURDIR)/$(BIN)" $(BIN)/python -m pytest -m network -rs tests/test_oracles.py tests/test_smollm2.py \
 		tests/test_bfcl_oracle.py tests/test_lazy_reasoning.py tests/test_benchmarks_network.py
 
-# BFCL's own prompts, and its multi-turn reference calls played as a model through the player.
+# BFCL's own prompts, its multi-turn reference calls played as a model through the player, its command line against `dcore serve`.
 test-bfcl: $(VENV)/.test
-	@PATH="$$PATH:$(CURDIR)/$(BIN)" $(BIN)/python -m pytest -m network -rs tests/test_bfcl_generation.py
+	@PATH="$$PATH:$(CURDIR)/$(BIN)" $(BIN)/python -m pytest -m network -rs tests/test_bfcl_generation.py tests/test_bfcl_command_line.py
 
 # Builds the wheel and uses it in an empty environment, outside of this folder.
 test-wheel: $(VENV)/.test

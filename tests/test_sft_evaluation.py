@@ -9,6 +9,7 @@ import pytest
 
 from dcore_jax import UserError
 from dcore_jax.checkpoint import Checkpoints
+from dcore_jax.cli.options import parse_options
 from dcore_jax.data.chat_template import ChatTemplate
 from dcore_jax.data.tokenizer import load_tokenizer
 from dcore_jax.evaluation.toolworld_benchmark import parse_tasks
@@ -111,11 +112,29 @@ def test_later_rows_of_an_earlier_start_are_dropped(tmp_path):
         (("tool_world",), "evaluation 'tool_world' is unknown; choose one of toolworld"),
         (("toolworld", "toolworld"), "given twice"),
         (("toolworld:3,split=nowhere",), "nowhere"),
+        (("bfcl",), "no category of BFCL; write bfcl:live_simple"),
+        (("bfcl:simple,steps=2",), "bfcl has no setting steps"),
+        (("bfcl:simple,limit=few",), "limit=few of bfcl is no number"),
+        (("bfcl:simple,version=v9",), "'v9' is unknown; choose one of v3, v4"),
     ],
 )
 def test_mistakes_in_eval_are_told_in_a_line(specs, message):
     with pytest.raises(UserError, match=message):
         evaluators_of(specs)
+
+
+def test_eval_every_is_an_option_where_something_is_evaluated():
+    for given in (
+        ["--eval", "toolworld:9", "toolworld:8"],
+        ["--eval-data", "held_out.jsonl"],
+        ["--eval=toolworld"],
+    ):
+        config = parse_options(
+            SFTConfig, [*given, "--eval-every", "7"], description="", default_config=lambda _: "sft_nano"
+        )
+        assert config.eval_every == 7 and (config.eval or config.eval_data)
+    with pytest.raises(UserError, match="eval-every is no option here: it is for --eval-data and --eval"):
+        parse_options(SFTConfig, ["--eval-every", "7"], description="", default_config=lambda _: "sft_nano")
 
 
 def test_toolworld_evaluates_sixty_tasks_unless_told_otherwise():

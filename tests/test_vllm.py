@@ -169,6 +169,68 @@ def test_after_an_update_without_restart_sampled_logprobs_are_the_trainers(sync,
         )
 
 
+def test_conversations_of_the_player_append_ids_and_have_the_trainers_logprobs(
+    over_http, model, tied, monkeypatch
+):
+    """64 conversations of two turns at once, in 32 slots; every id of every prompt is what was sent or sampled before."""
+    from dcore_jax.data.tokenizer import load_tokenizer
+    from dcore_jax.player import Limits as Length
+    from dcore_jax.player import Opening, Session, new_bridge, play
+
+    class Talker(Session):
+        instant = True
+
+        def __init__(self, number):
+            self.id, self.said = f"c{number}", False
+
+        def open(self):
+            return Opening([{"role": "user", "content": f"read file a{self.id}"}])
+
+        def reply(self, turn):
+            self.said, before = True, self.said
+            return None if before else [{"role": "user", "content": "and again"}]
+
+    prompts, busy = {}, []
+    submit, poll = over_http.submit, over_http.poll
+
+    def noting(asked):
+        prompts.update({str(one.id): one.prompt_ids for one in asked})
+        submit(asked)
+
+    def counting():
+        busy.append(min(over_http.in_flight, 32))
+        return poll()
+
+    monkeypatch.setattr(over_http, "submit", noting)
+    monkeypatch.setattr(over_http, "poll", counting)
+    tokenizer = load_tokenizer(tied)
+    ends = frozenset({tokenizer.eos_token_id})
+    done = []  # how many polls there were when a conversation ended
+    played = play(
+        [Talker(i) for i in range(128)],
+        over_http,
+        new_bridge(tokenizer, end_ids=ends),
+        Length(max_length=LENGTH, max_tokens=16, max_turns=2, at_once=64),
+        sampling=SamplingParams(temperature=1.0, seed=4),
+        on_played=lambda _: done.append(len(busy)),
+    )
+    full = busy[: done[128 - 64]]  # as long as there were 64 to play
+    assert len(full) > 10 and sum(full) >= 0.9 * 32 * len(full)
+    largest = 0.0
+    for number, one in enumerate(played):
+        first, second = one.turns
+        assert one.error is None and len(one.sequences) == 1
+        before = (*prompts[f"{number}/0"], *first.ids)
+        assert prompts[f"{number}/1"][: len(before)] == before
+        assert tuple(one.ids) == (*prompts[f"{number}/1"], *second.ids)
+        logits = forward(model, np.pad(one.ids, (0, LENGTH - len(one.ids)))[None])[0].astype(jnp.float32)
+        logprobs = np.asarray(jax.nn.log_softmax(logits))
+        at = np.flatnonzero(one.sampled)
+        assert len(at) == len(first.ids) + len(second.ids)
+        largest = max(largest, np.abs(one.logprobs[at] - logprobs[at - 1, one.ids[at]]).max())
+    assert largest < 1e-4
+
+
 def test_seeds_repeat_stop_tokens_are_kept_and_prompts_without_room_are_overlong(over_http):
     group = fan_out(Request(PROMPTS[3], SamplingParams(max_tokens=40, seed=11), "g"), 8)
     first, again = over_http.generate(group), over_http.generate(group)

@@ -19,7 +19,7 @@ def toolworld(argument: str) -> Evaluate:
 
     def evaluate(model: PlayableModel) -> Score:
         config = ToolWorldEvaluation(tasks=given, max_length=min(1024, model.max_length))
-        attempts = attempt(model, tasks, config, progress=False)
+        attempts = attempt(model, tasks, config)
         samples = [
             {"id": a.task.id, "question": a.task.query, "turns": list(a.turns), "solved": a.solved}
             for a in attempts[:_SHOWN]

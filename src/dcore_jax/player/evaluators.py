@@ -6,6 +6,7 @@ one is asked for, so that training knows none of them.
 
 import importlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,10 @@ class Score(NamedTuple):
 
 Evaluate = Callable[[PlayableModel], Score]
 # Name -> "module:function"; the function is given the argument behind the colon ("" without one) and returns an Evaluate.
-EVALUATORS: dict[str, str] = {"toolworld": "dcore_jax.evaluation.in_training:toolworld"}
+EVALUATORS: dict[str, str] = {
+    "toolworld": "dcore_jax.evaluation.in_training:toolworld",
+    "bfcl": "dcore_jax.evaluation.bfcl.in_training:bfcl",
+}
 
 
 def evaluators_of(specs: Sequence[str]) -> dict[str, Evaluate]:
@@ -90,6 +94,7 @@ class EvaluationLog:
           loss: on held-out data.
         """
         row: dict[str, Any] = {"step": step}
+        began = time.monotonic()
         if loss is not None:
             row["eval_loss"] = loss
         for name, evaluate in self._evaluators.items():
@@ -104,7 +109,8 @@ class EvaluationLog:
             row[decides] > self.best.value if self._evaluators else row[decides] < self.best.value
         )
         shown = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "step")
-        log(f"evaluation after step {step}: {shown}{', the best so far' if better else ''}")
+        seconds = f"{time.monotonic() - began:,.0f} s"
+        log(f"evaluation after step {step} ({seconds}): {shown}{', the best so far' if better else ''}")
         if better:
             self.best = Best(step, decides, row[decides])
             write_text_atomic(self._output / BEST, json.dumps(self.best.__dict__) + "\n")

@@ -106,7 +106,7 @@ class EvaluationConfig:
     every: int = 0
     """Also after every so many steps; 0: only before and after."""
     benchmarks: tuple[str, ...] = ()
-    """What is played then, but for the start: `toolworld:100,kinds=parallel`; the first decides the best step."""
+    """What is played then, but for the start: `toolworld:100`, `bfcl:live_simple`; the first decides the best step."""
 
 
 def _optimizer() -> OptimizerConfig:

@@ -76,7 +76,7 @@ class SFTConfig:
     """Packed supervised fine-tuning."""
 
     # Options that decide which others there are.
-    DECIDING: ClassVar = ("loss.name", "lora.rank")
+    DECIDING: ClassVar = ("loss.name", "lora.rank", "eval-data", "eval")
 
     model: str = ""
     """Hugging Face folder or hub id; `nano`: the embedded small Qwen3, random weights."""
@@ -103,7 +103,7 @@ class SFTConfig:
     eval_data: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
     """Held-out data, named as in data: their loss is computed while the run trains."""
     eval: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
-    """What is evaluated while it trains: `toolworld`, `toolworld:100,kinds=parallel`; the first decides the best step."""
+    """Evaluated every --eval-every steps: `toolworld:100,kinds=parallel`, `bfcl:live_simple`; the first decides the best step."""
     eval_every: int = field(default=100, metadata=MAY_CHANGE)
     """Steps between two evaluations; there is one after the last step too. The best step's checkpoint is kept."""
     strict: bool = False

@@ -99,10 +99,11 @@ def evaluate_model(options: BFCLOptions) -> Evaluation:
     """Answers of a model, generated into `<output>/results/<model>` and scored; a cut run goes on where it was."""
     from dcore_jax.evaluation.bfcl.client import Client
     from dcore_jax.evaluation.bfcl.generate import Generation, generate
+    from dcore_jax.evaluation.bfcl.install import install
     from dcore_jax.evaluation.bfcl.score import score_results
 
     version = options.bfcl_version or "v3"
-    installation = installed(version, options.bfcl_folder)
+    installation = install(version, options.bfcl_folder)
     how = Generation(
         version,
         "fc" if options.mode == "fc" else "prompt",
@@ -155,6 +156,7 @@ def score_stored(
     folder: str | None = None,
 ) -> Evaluation:
     """The evaluation of stored outputs; None as version: that of the files."""
+    from dcore_jax.evaluation.bfcl.install import install
     from dcore_jax.evaluation.bfcl.results import find_result_files
     from dcore_jax.evaluation.bfcl.score import score_results
 
@@ -162,23 +164,13 @@ def score_stored(
     version = version or max(file.version for file in files)
     return score_results(
         results,
-        installed(version, folder),
+        install(version, folder),
         version,
         model_name=model_name,
         categories=categories,
         mode=mode,
         seconds=seconds,
     )
-
-
-def installed(version: str, folder: str | None) -> Path:
-    """The folder of bfcl-eval; installs it there, saying so, where it is not yet."""
-    from dcore_jax.evaluation.bfcl.install import RELEASES, default_folder, install, is_installed
-
-    target = Path(folder) if folder else default_folder(version)
-    if not is_installed(target, version):
-        print(f"installing bfcl-eval {RELEASES[version]} into {target} (once; 15 MB)", flush=True)
-    return install(version, target)
 
 
 def _playable(client: Client, names: Sequence[str]) -> list[str]:

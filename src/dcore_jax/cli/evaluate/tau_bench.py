@@ -3,15 +3,14 @@
 import json
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from dcore_jax.cli.evaluate.tau2 import user_of
+from dcore_jax.cli.evaluate.conversations import ConversationOptions, UserOptions
 from dcore_jax.cli.options import parse_options
 from dcore_jax.errors import UserError, check_choice
-from dcore_jax.evaluation.harness.agent_config import AGENT_ALIASES, AgentConfig
 
 DESCRIPTION = "\n\n".join(
     [
@@ -23,40 +22,24 @@ _DOMAINS = ("airline", "retail")
 
 
 @dataclass(frozen=True)
-class TauBenchConfig:
+class TauBenchConfig(UserOptions, ConversationOptions):
     """tau-bench's tasks, who plays them, and who is the user."""
-
-    ALIASES: ClassVar = AGENT_ALIASES
 
     checkout: str = ""
     """Folder of a clone of sierra-research/tau-bench."""
     domains: tuple[str, ...] = _DOMAINS
-    """airline, retail."""
+    """airline, retail; of tau-bench's own results in --predictions, which name none: the one that they are of."""
     split: str = "test"
     """test; retail has train and dev too."""
-    tasks: int | None = None
-    """Only the first tasks of each domain; None: all."""
-    trials: int = 1
-    """Times that each task is played; pass^k for k up to it."""
-    user: str = ""
-    """Address of the user simulator's OpenAI-compatible server, a JSON file of turns by task, or `silent`."""
-    user_model: str = ""
-    """Name that the user's server knows its model by."""
-    user_key_variable: str = "OPENAI_API_KEY"
-    """Environment variable with the key of the user's server."""
     user_temperature: float = 1.0
     """Of the user's server; tau-bench leaves it at the server's own, mostly 1."""
     max_steps: int = 30
     """Steps of the agent in a conversation, as tau-bench's own agents have it."""
-    predictions: tuple[str, ...] = ()
-    """Stored trajectories to score instead: trajectories.jsonl of a run, or tau-bench's own results (with one of --domains)."""
-    name: str = ""
-    """What the model is called in the summary."""
     output: str = "eval/tau-bench"
     """Folder for summary.json, items.jsonl, report.html and trajectories.jsonl; the same command goes on in it."""
-    agent: AgentConfig = field(default_factory=AgentConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for domain in self.domains:
             check_choice("domain", domain, _DOMAINS)
 
@@ -73,36 +56,30 @@ def run(arguments: Sequence[str]) -> None:
     if not (Path(config.checkout) / "tau_bench").is_dir() or not config.checkout:
         raise UserError("no benchmark: give --checkout <clone of github.com/sierra-research/tau-bench>")
     from dcore_jax.cli.evaluate.closing import close
-    from dcore_jax.evaluation.harness.evaluate import HarnessRun, evaluate_harness, evaluate_trajectories
+    from dcore_jax.evaluation.harness.evaluate import HarnessRun, play_or_score
     from dcore_jax.evaluation.harness.process import HarnessProcess
 
     began = time.monotonic()
-    settings = {}
-    if not config.predictions:
-        settings = user_of(
-            config.user, config.user_model, config.user_key_variable, config.user_temperature, config.agent
-        )
+    user = {} if config.predictions else config.user_settings(config.agent)
     harness = HarnessRun(
         "tau-bench",
         {"domains": list(config.domains), "split": config.split, "count": config.tasks},
-        {"user_settings": settings, "max_steps": config.max_steps},
+        {"user_settings": user, "max_steps": config.max_steps},
         config.trials,
-        settings={
-            "split": config.split,
-            "user": config.user_model or config.user or "of the scripted player",
-            "trials": config.trials,
-            "no-think mode": config.agent.prompting.no_think,
-            "decomposed prompting": config.agent.prompting.decompose,
-        },
+        settings={"split": config.split, "user": config.user_label, **config.settings},
     )
     Path(config.output).mkdir(parents=True, exist_ok=True)
     paths, log = [Path(config.checkout).resolve()], Path(config.output) / "tau-bench.log"
     with HarnessProcess("tau_bench_worker", paths=paths, log=log) as process:
-        if config.predictions:
-            read = partial(stored_rows, domains=config.domains)
-            found = evaluate_trajectories(process, harness, config.predictions, read, config.name)
-        else:
-            found = evaluate_harness(process, harness, config.agent, config.output)
+        found = play_or_score(
+            process,
+            harness,
+            config.agent,
+            config.output,
+            predictions=config.predictions,
+            read=partial(stored_rows, domains=config.domains),
+            name=config.name,
+        )
     close(found, config.output, began)
 
 

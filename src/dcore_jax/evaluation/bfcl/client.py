@@ -79,7 +79,7 @@ class Client:
         if not line:
             raise WorkerEnded(
                 f"bfcl-eval's process has ended: {self._last_words()}; if it cannot start, run "
-                "`python scripts/install_bfcl.py --force`"
+                "`python scripts/install_benchmark.py --force`"
             )
         reply = json.loads(line)
         if "error" in reply:

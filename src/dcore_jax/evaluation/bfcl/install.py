@@ -6,16 +6,13 @@ data, checkers and tool classes need none of that: they run from a folder that i
 """
 
 import ast
-import importlib.util
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 
-from dcore_jax.atomic import atomic_folder
+from dcore_jax.atomic import atomic_folder, write_text_atomic
 from dcore_jax.errors import UserError, check_choice
+from dcore_jax.evaluation.installing import cache_folder, install_into
+from dcore_jax.progress import log
 
 # The release that reproduces published v3 scores, and the newest with v4's data (PyPI, Apache-2.0).
 RELEASES = {"v3": "2025.6.8", "v4": "2026.3.23"}
@@ -36,10 +33,7 @@ _MODELS = Path("bfcl_eval") / "constants" / "model_config.py"
 
 def default_folder(version: str) -> Path:
     """`$DCORE_BFCL_HOME/<version>`, or `<the user's cache>/dcore_jax/bfcl/<version>`."""
-    if home := os.environ.get("DCORE_BFCL_HOME"):
-        return Path(home).expanduser() / version
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
-    return cache / "dcore_jax" / "bfcl" / version
+    return cache_folder("DCORE_BFCL_HOME", "bfcl", version)
 
 
 def is_installed(folder: str | Path, version: str) -> bool:
@@ -68,11 +62,14 @@ def install(version: str, folder: str | Path | None = None, *, force: bool = Fal
         raise UserError(
             f"{target} holds something else than bfcl-eval {RELEASES[version]}; choose another --bfcl-folder"
         )
+    log(f"installing bfcl-eval {RELEASES[version]} into {target} (once; 15 MB)")
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(target) as unfinished:
-        _install_packages(unfinished, [f"bfcl-eval=={RELEASES[version]}", *_PACKAGES])
+        # Without dependencies, which would bring numpy 1 and the SDKs.
+        install_into(unfinished, ["--no-deps", f"bfcl-eval=={RELEASES[version]}", *_PACKAGES], "bfcl-eval")
         models = unfinished / _MODELS
-        models.write_text(models_without_vendors(models.read_text(encoding="utf-8")), encoding="utf-8")
+        # A new file in its place: uv links the files of its cache, which all environments share.
+        write_text_atomic(models, models_without_vendors(models.read_text(encoding="utf-8")))
     return target
 
 
@@ -113,33 +110,3 @@ def models_without_vendors(source: str) -> str:
 
 def _flag(node: ast.expr | None) -> bool:
     return isinstance(node, ast.Constant) and node.value is True
-
-
-def _install_packages(folder: Path, packages: Iterable[str]) -> None:
-    """uv where there is one, else pip; both without dependencies, which would bring numpy 1 and the SDKs."""
-    reasons = []
-    for installer in _installers():
-        command = [*installer, "--no-deps", "--target", str(folder), *packages]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            reasons.append(str(error))
-            continue
-        if done.returncode == 0:
-            return
-        reasons.append((done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1][-200:])
-    raise UserError(
-        f"bfcl-eval cannot be installed from the package index: {'; '.join(reasons) or 'neither uv nor pip is there'}"
-    )
-
-
-def _installers() -> Iterable[list[str]]:
-    beside = Path(sys.executable).with_name("uv")
-    uv = str(beside) if beside.exists() else shutil.which("uv")
-    if uv:
-        yield [uv, "pip", "install", "--quiet", "--python", sys.executable]
-    if importlib.util.find_spec("pip"):
-        yield [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    elif pip := shutil.which("pip"):
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        yield [pip, "install", "--quiet", "--only-binary", ":all:", "--python-version", version]

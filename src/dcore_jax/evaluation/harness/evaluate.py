@@ -50,6 +50,26 @@ class HarnessRun:
 Trajectories = dict[tuple[str, int], dict[str, Any]]
 
 
+# (origin, row) of a file's rows; a text in the place of a row says why it is none.
+ReadRows = Callable[[Path], Iterable[tuple[str, Any]]]
+
+
+def play_or_score(
+    process: HarnessProcess,
+    run: HarnessRun,
+    agent: AgentConfig,
+    output: str | Path,
+    *,
+    predictions: Sequence[str],
+    read: ReadRows,
+    name: str = "",
+) -> Evaluation:
+    """`evaluate_trajectories` of stored `predictions`, under `name`; without any `evaluate_harness`."""
+    if predictions:
+        return evaluate_trajectories(process, run, predictions, read, name)
+    return evaluate_harness(process, run, agent, output)
+
+
 def evaluate_harness(
     process: HarnessProcess, run: HarnessRun, agent: AgentConfig, output: str | Path
 ) -> Evaluation:
@@ -98,7 +118,7 @@ def evaluate_trajectories(
     process: HarnessProcess,
     run: HarnessRun,
     files: Sequence[str],
-    read: Callable[[Path], Iterable[tuple[str, Any]]],
+    read: ReadRows,
     model: str = "",
 ) -> Evaluation:
     """Scores stored trajectories; a task without one is wrong.

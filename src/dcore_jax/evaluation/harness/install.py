@@ -4,17 +4,14 @@ tau2 cannot share an environment with JAX (litellm and its pins), so that its pr
 nothing else. ToolTalk needs numpy alone; its process sees this environment too.
 """
 
-import importlib.util
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from dcore_jax.atomic import atomic_folder
 from dcore_jax.errors import UserError, check_choice
+from dcore_jax.evaluation.installing import cache_folder, install_into
+from dcore_jax.progress import log
 
 
 class Package(NamedTuple):
@@ -48,10 +45,7 @@ PACKAGES = {
 
 def default_folder(benchmark: str) -> Path:
     """`$DCORE_BENCHMARKS_HOME/<benchmark>`, or `<the user's cache>/dcore_jax/benchmarks/<benchmark>`."""
-    if home := os.environ.get("DCORE_BENCHMARKS_HOME"):
-        return Path(home).expanduser() / benchmark
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
-    return cache / "dcore_jax" / "benchmarks" / benchmark
+    return cache_folder("DCORE_BENCHMARKS_HOME", "benchmarks", benchmark)
 
 
 def is_installed(benchmark: str, folder: str | Path | None = None) -> bool:
@@ -95,35 +89,10 @@ def install(benchmark: str, folder: str | Path | None = None, *, force: bool = F
         if not is_installed(benchmark, target):
             raise UserError(f"{target} holds something else than {package.name}; choose another --folder")
         shutil.rmtree(target)
+    log(f"installing {package.name} {package.version} into {target} (once)")
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(target) as unfinished:
         if package.needs:
-            _install(unfinished, list(package.needs), package.name)
-        _install(unfinished, ["--no-deps", f"{package.name}=={package.version}"], package.name)
+            install_into(unfinished, list(package.needs), package.name)
+        install_into(unfinished, ["--no-deps", f"{package.name}=={package.version}"], package.name)
     return target
-
-
-def _install(folder: Path, arguments: list[str], name: str) -> None:
-    reasons = []
-    for installer in _installers():
-        command = [*installer, "--target", str(folder), *arguments]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            reasons.append(str(error))
-            continue
-        if done.returncode == 0:
-            return
-        reasons.append((done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1][-200:])
-    raise UserError(
-        f"{name} cannot be installed from the package index: {'; '.join(reasons) or 'neither uv nor pip is there'}"
-    )
-
-
-def _installers() -> Iterator[list[str]]:
-    beside = Path(sys.executable).with_name("uv")
-    uv = str(beside) if beside.exists() else shutil.which("uv")
-    if uv:
-        yield [uv, "pip", "install", "--quiet", "--python", sys.executable]
-    if importlib.util.find_spec("pip"):
-        yield [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
