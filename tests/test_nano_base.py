@@ -1,6 +1,7 @@
 """The base that travels with the package, and what is written of the stages that start from it."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from dcore_jax.evaluation import attempt_tasks
 from dcore_jax.evaluation.stages import count_stages, write_stages
 from dcore_jax.evaluation.toolworld import Attempt
 from dcore_jax.nano.copying import COPYING_LESSONS, copying_records
+from dcore_jax.nano.plans import PLAN_LESSONS, plan_records
 from dcore_jax.sft import SFTConfig
 from dcore_jax.toolworld import generate_tasks
 from dcore_jax.weights import local_folder
@@ -57,6 +59,29 @@ def test_lessons_of_copying_hold_no_tool_no_thought_and_no_call():
         values = [word.strip('",.[]').rpartition("=")[2].strip('"') for word in answer.split()]
         assert all(value in question for value in values if value[-1:].isdigit() and len(value) == 2)
     assert len(COPYING_LESSONS) == 5
+
+
+def test_lessons_of_plans_read_the_lines_in_their_order_and_hold_no_tool_no_thought_and_no_call():
+    def values_of(parts):  # of each part; within one a call's arguments may stand in another order
+        return [sorted(re.findall(r"\b[a-x]\d\b", part)) for part in parts]
+
+    records = list(plan_records(40, seed=3))
+    assert records == list(plan_records(40, seed=3)) and len(PLAN_LESSONS) == 4
+    for number, record in enumerate(records):
+        question, answer = (message["content"] for message in record["messages"])
+        assert "tools" not in record and "<" not in question + answer
+        assert not parse_response(answer, "python").calls
+        match PLAN_LESSONS[number % len(PLAN_LESSONS)]:
+            case "values":
+                assert values_of(answer.split(", ")) == values_of(question.split("\n")[1:])
+            case "lines_values":
+                lines, _, found = answer.rpartition("\n\n")
+                assert values_of(found.split(", ")) == values_of(lines.split("\n"))
+            case "line":
+                assert answer in question
+            case "lines_line":
+                lines, _, chosen = answer.rpartition("\n\n")
+                assert chosen in lines.split("\n")
 
 
 def test_the_stages_summary_and_page_count_the_same_tasks(tmp_path):

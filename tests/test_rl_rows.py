@@ -62,11 +62,14 @@ def decoder():
     st.lists(st.tuples(st.integers(1, 60), st.lists(st.integers(0, 40), min_size=1, max_size=5)), min_size=1, max_size=6),
     st.integers(1, 4),
     st.sampled_from(["shared", "separate"]),
+    st.booleans(),
 )  # fmt: skip
-def test_every_token_has_one_place_and_stands_behind_its_own_prompt(sizes, rows, mode):
+def test_every_token_has_one_place_and_stands_behind_its_own_prompt(sizes, rows, mode, one_length):
     groups = [group(prompt, lengths) for prompt, lengths in sizes]
     samples = [sample for one in groups for sample in one]
-    passes = pack_rows(groups, tokens=40, row_length=112, rows=rows, mode=mode)
+    passes = pack_rows(groups, tokens=40, row_length=112, rows=rows, mode=mode, one_length=one_length)
+    if one_length:  # one program
+        assert {(one.tokens.shape, one.places.shape) for one in passes} <= {((rows, 112), (rows, 112))}
     found = {}
     for one in passes:
         assert one.tokens.shape[0] == rows and one.tokens.shape[1] in row_lengths(112)

@@ -12,6 +12,7 @@ from dcore_jax.models import Compute, model_config_from_hf
 from dcore_jax.nano.config import NANO, NanoConfig, nano_config
 from dcore_jax.nano.copying import copying_records
 from dcore_jax.nano.lessons import decomposition_record, lazy_record, subtask_record
+from dcore_jax.nano.plans import plan_records
 from dcore_jax.nano.tokenizer import build_tokenizer
 from dcore_jax.toolworld import generate_tasks, to_record
 from dcore_jax.toolworld.records import write_records
@@ -59,7 +60,7 @@ def embedded_data(folder: Path, spec: str, seed: int) -> Path:
 def data_spec(spec: str, seed: int) -> ToolWorldSpec:
     """What a data name such as `toolworld:8000,kinds=single` asks for."""
     defaults = ToolWorldSpec(count=_DEFAULTS.count, subtasks=_DEFAULTS.subtasks, seed=seed)
-    return parse_spec(spec, defaults=defaults, extra=("lazy", "lessons", "lesson_kinds", "copying"))
+    return parse_spec(spec, defaults=defaults, extra=("lazy", "lessons", "lesson_kinds", "copying", "plans"))
 
 
 def _records(spec: ToolWorldSpec) -> Iterator[dict[str, Any]]:
@@ -91,3 +92,4 @@ def _records(spec: ToolWorldSpec) -> Iterator[dict[str, Any]]:
     for task in alone:
         yield decomposition_record(task)
     yield from copying_records(spec.copying, spec.seed)
+    yield from plan_records(spec.plans, spec.seed)

@@ -58,9 +58,12 @@ class RowConfig:
     """shared: a prompt once for its group; separate: with each response; auto: shared where attention can."""
     length: int | None = None
     """Tokens of the longest row, one row a device in a pass; None: a prompt with a response, at least 2,048."""
+    lengths: Literal["few", "one"] = "few"
+    """few: the last pass of an update takes the shortest of 12 that holds it; one: every row is the longest, one program."""
 
     def __post_init__(self) -> None:
         check_choice("packing.mode", self.mode, ("auto", "shared", "separate"))
+        check_choice("packing.lengths", self.lengths, ("few", "one"))
 
 
 @dataclass(frozen=True)
@@ -333,8 +336,9 @@ def _behind(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
 _FILE_ONLY = (
     "algorithm.scale", "algorithm.zeta", "algorithm.region_ceilings", "algorithm.weight_min", "algorithm.weight_max",
     "algorithm.reward_kl_estimator", "algorithm.region_rates.outside", "algorithm.region_rates.name",
-    "checkpoint.keep", "evaluation.benchmarks", "packing.mode", "optimizer.beta1", "optimizer.beta2", "optimizer.epsilon",
-    "optimizer.moments", "optimizer.offload", "reward.beta_accuracy", "reward.beta_format", "rollout.top_k", "rollout.top_p",
+    "checkpoint.keep", "evaluation.benchmarks", "packing.lengths", "packing.mode", "optimizer.beta1", "optimizer.beta2",
+    "optimizer.epsilon", "optimizer.moments", "optimizer.offload", "reward.beta_accuracy", "reward.beta_format", "rollout.top_k",
+    "rollout.top_p",
 )  # fmt: skip
 # What an algorithm is, rather than a number of it.
 _STRUCTURE = (

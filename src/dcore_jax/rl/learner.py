@@ -216,6 +216,7 @@ class Learner:
                     row_length=self.config.row_length,
                     rows=math.prod(mesh[axis] for axis in BATCH_AXES),
                     mode=self.row_mode,
+                    one_length=self.config.packing.lengths == "one",
                 )
             )
             for first in range(0, self.config.prompts, prompts)

@@ -90,6 +90,7 @@ def pack_rows(
     rows: int = 1,
     mode: RowMode = "shared",
     first: int = 0,
+    one_length: bool = False,
 ) -> list[Rows]:
     """The passes of these groups; samples without tokens are in none.
 
@@ -99,6 +100,7 @@ def pack_rows(
       row_length: tokens of the longest row; at least those of a prompt and its longest response.
       rows: of a pass, one for each device.
       first: number of the first response.
+      one_length: every row is the longest, with a slot for each of its tokens, so that all passes are one program.
 
     Raises:
       UserError: a prompt with a response that is longer than a row.
@@ -113,9 +115,10 @@ def pack_rows(
     if mode == "separate":
         pieces = [_Piece(p.group, p.prompt, [response]) for p in pieces for response in p.responses]
     by_index = dict(enumerate(samples, first))
+    lengths = row_lengths(row_length)[-1:] if one_length else row_lengths(row_length)
     return [
-        _arrays(planned, length, by_index, tokens, len(samples) + first, mode)
-        for length, planned in _plan(pieces, row_lengths(row_length), rows)
+        _arrays(planned, length, by_index, tokens, len(samples) + first, mode, all_slots=one_length)
+        for length, planned in _plan(pieces, lengths, rows)
     ]
 
 
@@ -193,11 +196,18 @@ def _divide(piece: _Piece, row: _Row) -> _Piece | None:
 
 
 def _arrays(
-    planned: list[_Row], length: int, samples: dict[int, Sample], tokens: int, responses: int, mode: RowMode
+    planned: list[_Row],
+    length: int,
+    samples: dict[int, Sample],
+    tokens: int,
+    responses: int,
+    mode: RowMode,
+    *,
+    all_slots: bool,
 ) -> Rows:
     used = max(sum(size for piece in row.pieces for _, size in piece.responses) for row in planned)
     part = -(-length // _SLOT_PARTS)
-    slots = -(-used // part) * part
+    slots = length if all_slots else -(-used // part) * part
     flat, shape = np.zeros((4, len(planned), length), np.int32), (len(planned), slots)
     predictors, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     places = np.full(shape, responses * tokens, np.int32)

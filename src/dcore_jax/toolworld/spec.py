@@ -23,6 +23,7 @@ EXTRA_OPTIONS = (
     "lessons",
     "lesson_kinds",
     "copying",
+    "plans",
 )  # what a caller makes of the tasks; each takes some of them
 
 LESSON_KINDS = ("sequential", "parallel", "mixed")
@@ -52,6 +53,7 @@ class ToolWorldSpec:
     lessons: int = 0  # further tasks, shown as decompositions and subtask by subtask
     lesson_kinds: tuple[str, ...] = ("sequential", "parallel")  # of those tasks; with several calls
     copying: int = 0  # further lessons that are no tasks
+    plans: int = 0  # and lessons of reading a numbered list in order
 
     def __post_init__(self) -> None:
         if not 0 <= self.lazy <= 1:
@@ -125,7 +127,7 @@ def parse_spec(
 
 def _option(text: str, name: str, value: str) -> Any:
     match name:
-        case "seed" | "start" | "lessons" | "copying" | "distractors" | "history":
+        case "seed" | "start" | "lessons" | "copying" | "plans" | "distractors" | "history":
             return _whole_number(text, name, value)
         case "subtasks" | "difficulty":
             return _range(text, name, value)
