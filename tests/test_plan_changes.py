@@ -101,9 +101,10 @@ def test_the_options_of_a_change_can_be_typed_behind_the_config(preset, largest,
     setting = Setting(config, model_named(config), device_named("h100"), parse_mesh(mesh))
     offered = list(changes(setting, largest))
     for change in (offered[0], *offered[-3:]):
-        _, typed = _recipe(["--config", preset, *change.options])
+        asked = () if "--mesh" in change.options else ("--mesh", mesh)
+        _, typed = _recipe(["--config", preset, *asked, *change.options])
         assert typed == dataclasses.replace(change.setting.config, mesh=typed.mesh)
-        assert parse_mesh(typed.mesh or mesh) == change.setting.mesh
+        assert parse_mesh(typed.mesh) == change.setting.mesh
 
 
 def test_the_first_change_that_fits_is_the_one_that_is_named():

@@ -227,11 +227,13 @@ def test_a_host_behind_a_cut_wire_is_given_up(hosts, config_file, tmp_path):
     try:
         wait_for_checkpoint(output, processes)
         hosts[1].cut()
+        cut = time.monotonic()
         for process in processes:
-            assert seconds_until_it_ends(process, 5 * HEARTBEAT_TIMEOUT) < 3 * HEARTBEAT_TIMEOUT
+            seconds_until_it_ends(process, 3 * HEARTBEAT_TIMEOUT)
+            assert time.monotonic() - cut < 3 * HEARTBEAT_TIMEOUT
     finally:
         for process in processes:
             process.kill()
     for index, process in enumerate(processes):
-        print(process.returncode, text_of(output, index))
-        assert process.returncode != 0
+        errors = [line for line in text_of(output, index).splitlines() if line.startswith("error:")]
+        assert process.returncode == 1 and len(errors) == 1 and "has lost another one" in errors[0]
