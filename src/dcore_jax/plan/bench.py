@@ -84,7 +84,8 @@ def measure_kernels(
         for name, function in (("cross_entropy", _cross_entropy), ("logprobs_and_entropy", _logprobs)):
             cases.append((name, implementation, function(implementation), arrays, head_work(size)))
     cases.append(("attention", "auto", _attention, _attention_arrays(size, keys), attention_work(size)))
-    programs, found = [], []
+    programs: list[tuple[Measured, Any, tuple[Array, ...]]] = []
+    found: list[Measured] = []
     for name, implementation, function, given, work in cases:
         report(f"compiling {name}, {implementation}")
         try:

@@ -76,6 +76,7 @@ def changes(setting: Setting, largest: str = "") -> Iterator[Change]:
     decoding = largest in ENGINE_PROGRAMS
     in_file = isinstance(setting.config, RLConfig) and setting.config.reference_on_host
     lora = partial(_lora, reference_in_file=in_file)
+    steps: list[Callable[[Setting], _Step]]
     steps = [_remat, _reference, _engine, _slots, _accumulation, _moments, _nf4, lora, _tensor, _chips]
     if largest:
         steps = [step for step in steps if step not in ((_remat, _engine) if decoding else (_slots,))]
