@@ -115,10 +115,10 @@ AOT_EXTRA = $(patsubst .venv-%/.done,%,$@)
 	@touch $@
 
 aot: .venv-tpu/.done
-	@JAX_PLATFORMS=cpu XLA_FLAGS= .venv-tpu/bin/python -m pytest -m "$(AOT)" -rs --durations=0 --durations-min=5 tests/test_aot_tpu.py
+	@JAX_PLATFORMS=cpu XLA_FLAGS= .venv-tpu/bin/python -m pytest -m "$(AOT)" -vv -rs --durations=0 --durations-min=5 tests/test_aot_tpu.py
 
 aot-cuda: .venv-cuda/.done
-	@JAX_PLATFORMS=cpu XLA_FLAGS= .venv-cuda/bin/python -m pytest -m "$(AOT)" -rs --durations=0 --durations-min=5 tests/test_aot_cuda.py
+	@JAX_PLATFORMS=cpu XLA_FLAGS= .venv-cuda/bin/python -m pytest -m "$(AOT)" -vv -rs --durations=0 --durations-min=5 tests/test_aot_cuda.py
 
 clean:
 	rm -rf $(VENV) $(VLLM) .venv-tpu .venv-cuda .cache site

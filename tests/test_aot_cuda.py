@@ -50,13 +50,12 @@ def compile_kernel(device: str, function, *shapes) -> tuple[list[str], str]:
 
 @cache
 def sft_step(device: str, preset: str, layers: int | None = None) -> aot.CompiledProgram:
-    """The SFT step of a preset on eight cards; with few layers also of short rows."""
+    """The SFT step of a preset on eight cards, on its own mesh; with few layers also of short rows."""
     config = read_config(SFTConfig, find_config(preset))
     if layers:
         config = dataclasses.replace(config, packing=dataclasses.replace(config.packing, length=2048))
-    return aot.compile_for(
-        device, "fsdp=8", aot.sft_program(config, aot.model_of(config.model, layers=layers))
-    )
+    program = aot.sft_program(config, aot.model_of(config.model, layers=layers))
+    return aot.compile_for(device, config.mesh or "fsdp=8", program)
 
 
 @pytest.mark.parametrize("device", ["h100", "a100"])
@@ -104,17 +103,10 @@ def test_weights_travel_in_the_compute_dtype_layer_by_layer(device):
     assert not {("f32", (VOCAB, 4096)), ("f32", (4096, VOCAB))} & array_shapes(found.hlo)
 
 
-@pytest.mark.parametrize(("preset", "most"), [("sft_qwen3_8b", 30.0), ("sft_qwen3_14b", 50.0)])
+@pytest.mark.parametrize(("preset", "most"), [("sft_qwen3_8b", 30.0), ("sft_qwen3_14b", 45.0)])
 def test_the_papers_sft_step_on_eight_h100(preset, most):
     """Before: 35.3 and 55.3 GiB."""
     assert sft_step("h100", preset).peak <= most * GIB
-
-
-def test_the_14b_step_with_two_options_more():
-    config = read_config(SFTConfig, find_config("sft_qwen3_14b"))
-    optimizer = dataclasses.replace(config.optimizer, moments="bfloat16")
-    config = dataclasses.replace(config, accumulation=4, optimizer=optimizer)
-    assert aot.compile_for("h100", "fsdp=4,tensor=2", aot.sft_program(config)).peak <= 45 * GIB
 
 
 def test_rls_update_fits_beside_what_the_run_holds():

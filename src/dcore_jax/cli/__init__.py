@@ -22,6 +22,7 @@ COMMANDS = {
     "serve": "an OpenAI-compatible server over a checkpoint",
     "demo": "the whole method at nano size, on any machine",
     "configs": "list the configs that travel with the package, or print one",
+    "bench": "the kernels on this machine's device, beside its limit",
     "doctor": "what this machine can do, and what to install for the rest",
 }
 

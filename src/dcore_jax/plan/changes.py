@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from dcore_jax.lora import LoraConfig
@@ -73,7 +74,10 @@ def changes(setting: Setting, largest: str = "") -> Iterator[Change]:
       largest: the program that does not fit, where it is known.
     """
     decoding = largest in ENGINE_PROGRAMS
-    steps = [_remat, _reference, _engine, _slots, _accumulation, _moments, _nf4, _lora, _tensor, _chips]
+    in_file = isinstance(setting.config, RLConfig) and setting.config.reference_on_host
+    lora = partial(_lora, reference_in_file=in_file)
+    steps: list[Callable[[Setting], _Step]]
+    steps = [_remat, _reference, _engine, _slots, _accumulation, _moments, _nf4, lora, _tensor, _chips]
     if largest:
         steps = [step for step in steps if step not in ((_remat, _engine) if decoding else (_slots,))]
     now, words, options = setting, dict[str, str](), dict[str, str | None]()
@@ -87,7 +91,7 @@ def changes(setting: Setting, largest: str = "") -> Iterator[Change]:
             said = ((f"--{name}", value) for name, value in options.items() if value is not None)
             flat = tuple(word for pair in said for word in pair if word)
             yield Change(" and ".join(filter(None, words.values())), flat, now)
-        if step is _lora:
+        if step is lora:
             now, words, options = before
 
 
@@ -154,7 +158,7 @@ def _nf4(now: Setting) -> _Step:
         yield new, {"nf4": "the base in nf4"}, {"lora.quantize": "nf4"}
 
 
-def _lora(now: Setting) -> _Step:
+def _lora(now: Setting, *, reference_in_file: bool) -> _Step:
     """Adapters in place of all parameters, on the one chip that was asked for; then with the base in 4 bits."""
     if now.config.lora or now.devices > 1:
         return
@@ -163,6 +167,8 @@ def _lora(now: Setting) -> _Step:
     if isinstance(now.config, RLConfig) and now.config.reference_on_host:  # the reference is the base
         changed["reference_on_host"] = False
         words["reference"], options["reference-on-host"] = "", None
+        if reference_in_file:  # no option takes it out
+            words["reference"] = "reference_on_host left out of the config file"
     new = _with(now, **changed)
     yield new, words, options
     yield from _nf4(new)
