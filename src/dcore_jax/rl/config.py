@@ -337,7 +337,7 @@ _FILE_ONLY = (
     "algorithm.scale", "algorithm.zeta", "algorithm.region_ceilings", "algorithm.weight_min", "algorithm.weight_max",
     "algorithm.reward_kl_estimator", "algorithm.region_rates.outside", "algorithm.region_rates.name",
     "checkpoint.keep", "evaluation.benchmarks", "packing.lengths", "packing.mode", "optimizer.beta1", "optimizer.beta2",
-    "optimizer.epsilon", "reward.beta_accuracy", "reward.beta_format", "rollout.top_k", "rollout.top_p",
+    "optimizer.epsilon", "optimizer.offload", "reward.beta_accuracy", "reward.beta_format", "rollout.top_k", "rollout.top_p",
 )  # fmt: skip
 # What an algorithm is, rather than a number of it.
 _STRUCTURE = (
