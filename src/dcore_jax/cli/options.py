@@ -129,14 +129,15 @@ def _default(kind: type[C], arguments: Sequence[str], named: str | Path | None) 
                 given = _values_of(arguments, f"--{aliases[dotted]}")
             if given:
                 _drop_earlier(values, getattr(kind, "RENAMED", {}), (dotted, aliases.get(dotted)))
+            keys = dotted.replace("-", "_").split(".")
             if given and get_origin(hints[dotted]) is tuple:
-                _set_nested(values, dotted.split("."), given)
+                _set_nested(values, keys, given)
             elif given:
                 choices = get_args(hints[dotted])  # of a Literal; numbers among them are written as text
                 value = next((choice for choice in choices if str(choice) == given[0]), given[0])
                 if hints[dotted] is int and given[0].isdecimal():
                     value = int(given[0])
-                _set_nested(values, dotted.split("."), value)
+                _set_nested(values, keys, value)
         return config_from_dict(kind, values)
     except UserError as error:
         raise UserError(f"{path}: {error}" if path else str(error)) from None
