@@ -235,5 +235,10 @@ def test_a_host_behind_a_cut_wire_is_given_up(hosts, config_file, tmp_path):
         for process in processes:
             process.kill()
     for index, process in enumerate(processes):
-        errors = [line for line in text_of(output, index).splitlines() if line.startswith("error:")]
-        assert process.returncode == 1 and len(errors) == 1 and "has lost another one" in errors[0]
+        text = text_of(output, index)
+        errors = [line for line in text.splitlines() if line.startswith("error:")]
+        if errors:
+            assert process.returncode == 1 and len(errors) == 1 and "has lost another one" in errors[0]
+        else:  # JAX's service, which notices the silence too, has ended it before Python could say anything
+            assert process.returncode not in (0, None)
+            assert "Terminating process because the JAX distributed service detected fatal errors" in text
